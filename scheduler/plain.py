@@ -56,10 +56,10 @@ def unpack(header: bytes, arrays: list[np.ndarray]) -> Any:
             raise ProtocolError(f"array {index} is {array.dtype.str}{array.shape}, its header says {dtype}{shape}")
         return array
 
+    if len(header) > HEADER_BYTES_MAX:
+        raise ProtocolError(f"a header of {len(header)} bytes is over the limit of {HEADER_BYTES_MAX}")
     try:
-        return msgpack.unpackb(
-            header, ext_hook=ext, strict_map_key=False, raw=False, max_buffer_size=HEADER_BYTES_MAX
-        )
+        return msgpack.unpackb(header, ext_hook=ext, strict_map_key=False, raw=False)
     except ProtocolError:
         raise
     except (ValueError, TypeError, msgpack.UnpackException) as error:
