@@ -1,0 +1,1 @@
+"""One emulated Linux host: address spaces, page faults, allocation, reclaim, migration."""

@@ -1,0 +1,192 @@
+"""Address spaces: VMAs, and the page table of a host as one packed array.
+
+Models `mm_struct`, `vm_area_struct` and the leaf level of the page table. Every mapping gets a contiguous range of slots, so
+that the access loop finds an entry by adding. Upper levels of the table, and the memory that they would take, are
+left out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from privmem.scheduler.errors import InvariantError
+from privmem.scheduler.mempolicy import Mempolicy
+
+VMA_ANON = 0  # private anonymous
+VMA_OBJECT = 1  # pages come from an object: shared anonymous memory, or a file
+_FIRST_SLOTS = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One range of an address space with one policy. Frozen: a change replaces it (`Mm.replace_range`)."""
+
+    start: int  # first virtual page number
+    end: int  # one past the last
+    slot: int  # slot of `start`
+    kind: int = VMA_ANON
+    writable: bool = True
+    policy: Mempolicy | None = None
+    #: Anonymous content: source of the page at `start`, see `nodeagent/content.py`. 0 is zero pages.
+    source: int = 0
+    #: Content index (anonymous) or object index of the page at `start`.
+    index: int = 0
+    object_id: int = 0
+    #: Object mapped privately (MAP_PRIVATE of a file): a write gets an anonymous copy.
+    private: bool = True
+
+    @property
+    def nr_pages(self) -> int:
+        return self.end - self.start
+
+    def slot_of(self, vpn: int) -> int:
+        """Slot of a page of this VMA."""
+        return self.slot + vpn - self.start
+
+    def cut(self, start: int, end: int) -> Vma:
+        """The part [start, end) of this VMA."""
+        shift = start - self.start
+        return replace(self, start=start, end=end, slot=self.slot + shift, index=self.index + shift)
+
+
+class PageTable:
+    """The host's page-table entries.
+
+    pte        uint32  entries, see layout.py
+    rmap_next  int32   next slot that maps the same frame, 0 at the end; only read for present entries
+    """
+
+    def __init__(self) -> None:
+        self.pte = np.zeros(_FIRST_SLOTS, dtype=np.uint32)
+        self.rmap_next = np.zeros(_FIRST_SLOTS, dtype=np.int32)
+        self.nr_slots = 1  # slot 0 means none
+        self._free: list[tuple[int, int]] = []  # (start, length) of given-back ranges, ascending, merged
+        #: (slot_start, slot_end, mm, vpn_start), ascending: who uses which slots.
+        self.regions: list[tuple[int, int, int, int]] = []
+
+    def take(self, nr_pages: int, mm_id: int, vpn: int) -> int:
+        """A range of empty slots for [vpn, vpn + nr_pages) of an address space; first fit."""
+        slot = self._reuse(nr_pages)
+        if slot == 0:
+            slot = self.nr_slots
+            self.nr_slots += nr_pages
+            self._grow(self.nr_slots)
+        at = bisect_right(self.regions, (slot,))
+        self.regions.insert(at, (slot, slot + nr_pages, mm_id, vpn))
+        return slot
+
+    def give_back(self, slot: int, nr_pages: int) -> None:
+        """Return slots whose entries are all empty; the range may be part of a region."""
+        at = bisect_right(self.regions, (slot, 1 << 62)) - 1
+        start, end, mm_id, vpn = self.regions.pop(at)
+        if not (start <= slot and slot + nr_pages <= end):
+            raise InvariantError(f"slots {slot}..{slot + nr_pages} are not of one region")
+        if slot + nr_pages < end:
+            self.regions.insert(at, (slot + nr_pages, end, mm_id, vpn + slot + nr_pages - start))
+        if start < slot:
+            self.regions.insert(at, (start, slot, mm_id, vpn))
+        free = sorted([*self._free, (slot, nr_pages)])
+        self._free = []
+        for begin, length in free:
+            if self._free and sum(self._free[-1]) == begin:
+                self._free[-1] = (self._free[-1][0], self._free[-1][1] + length)
+            else:
+                self._free.append((begin, length))
+
+    def find(self, slot: int) -> tuple[int, int]:
+        """(mm id, vpn) that a slot belongs to."""
+        start, end, mm_id, vpn = self.regions[bisect_right(self.regions, (slot, 1 << 62)) - 1]
+        if not start <= slot < end:
+            raise InvariantError(f"slot {slot} belongs to no region")
+        return mm_id, vpn + slot - start
+
+    def _reuse(self, nr_pages: int) -> int:
+        for at, (start, length) in enumerate(self._free):
+            if length >= nr_pages:
+                self._free[at : at + 1] = [(start + nr_pages, length - nr_pages)] if length > nr_pages else []
+                return start
+        return 0
+
+    def _grow(self, nr_slots: int) -> None:
+        if nr_slots <= len(self.pte):
+            return
+        size = max(2 * len(self.pte), nr_slots)
+        for name in ("pte", "rmap_next"):
+            old = getattr(self, name)
+            new = np.zeros(size, dtype=old.dtype)
+            new[: len(old)] = old
+            setattr(self, name, new)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "pte": self.pte[: self.nr_slots].copy(),
+            "rmap_next": self.rmap_next[: self.nr_slots].copy(),
+            "free": [list(r) for r in self._free],
+            "regions": [list(r) for r in self.regions],
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self.nr_slots = len(snapshot["pte"])
+        self._grow(self.nr_slots)
+        self.pte[: self.nr_slots] = snapshot["pte"]
+        self.rmap_next[: self.nr_slots] = snapshot["rmap_next"]
+        self._free = [(int(a), int(b)) for a, b in snapshot["free"]]
+        self.regions = [(int(a), int(b), int(c), int(d)) for a, b, c, d in snapshot["regions"]]
+
+
+class Mm:
+    """One address space (`mm_struct`): an ordered list of VMAs that do not overlap."""
+
+    def __init__(self, mm_id: int) -> None:
+        self.mm_id = mm_id
+        self.vmas: list[Vma] = []
+
+    def find(self, vpn: int) -> Vma | None:
+        """The VMA that holds `vpn`, or None (the kernel's find_vma would give the next one)."""
+        at = bisect_right(self.vmas, vpn, key=lambda v: v.start) - 1
+        if at >= 0 and vpn < self.vmas[at].end:
+            return self.vmas[at]
+        return None
+
+    def in_range(self, start: int, end: int) -> list[Vma]:
+        """The parts of all VMAs inside [start, end), in order."""
+        return [v.cut(max(v.start, start), min(v.end, end)) for v in self.vmas if v.start < end and v.end > start]
+
+    def insert(self, vma: Vma) -> None:
+        """Add a VMA that overlaps none; the caller checked."""
+        self.vmas.insert(bisect_right(self.vmas, vma.start, key=lambda v: v.start), vma)
+
+    def replace_range(self, start: int, end: int, parts: list[Vma]) -> None:
+        """Put `parts` in the place of all that was in [start, end); splits VMAs at the borders (`split_vma`)."""
+        kept: list[Vma] = []
+        for vma in self.vmas:
+            if vma.end <= start or vma.start >= end:
+                kept.append(vma)
+                continue
+            if vma.start < start:
+                kept.append(vma.cut(vma.start, start))
+            if vma.end > end:
+                kept.append(vma.cut(end, vma.end))
+        self.vmas = _merge(sorted([*kept, *parts], key=lambda v: v.start))
+
+
+def _merge(vmas: list[Vma]) -> list[Vma]:
+    """`vma_merge`: adjacent VMAs that differ in nothing become one again."""
+    merged: list[Vma] = []
+    for vma in vmas:
+        last = merged[-1] if merged else None
+        if last is not None and last.end == vma.start and vma == replace(
+            last,
+            start=vma.start,
+            end=vma.end,
+            slot=last.slot + last.nr_pages,
+            index=last.index + last.nr_pages,
+        ):
+            merged[-1] = replace(last, end=vma.end)
+        else:
+            merged.append(vma)
+    return merged
