@@ -1,0 +1,462 @@
+"""The configuration of a run as typed, frozen models: what each field is, may be, and is when left out.
+
+Attributes carry their unit last (`capacity_bytes`, `epoch_ns`, `write_share_permille`); the YAML key is the
+attribute's name without it (`capacity: 64MiB`), because there the value carries the unit. Kernel knobs have
+the kernel's names and, as defaults, those of Linux 6.1 with their source file. Rules that span several
+fields are in `checks.py`, not here: a model must exist for its neighbours to be checked, and all mistakes
+of a file are reported at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from privmem.cluster.config.designs import DesignName
+from privmem.cluster.config.fields import FilePath, Name, OneOf, Permille, Whole, rate, size, time
+from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SIZE
+
+_KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+_US_NS, _MS_NS, _S_NS = 1000, 1000**2, 1000**3
+
+#: Page numbers are int32 all over: 2**30 pages are 4 TiB, and the nodes of a host together
+#: stay within it too.
+CAPACITY_MAX_BYTES = 4 * _TIB
+#: Room for the watermarks of a zone, with something left to allocate.
+CAPACITY_MIN_BYTES = 256 * _KIB
+#: Linux `LOCAL_DISTANCE`: a node to itself.
+LOCAL_DISTANCE = 10
+#: Linux `REMOTE_DISTANCE`: two nodes that nothing is said about.
+REMOTE_DISTANCE = 20
+#: Largest distance: the ACPI SLIT keeps a byte, and 255 means unreachable.
+DISTANCE_MAX = 254
+CPUS_MAX = 1024
+SEED_MAX = (1 << 63) - 1
+_COUNT_MAX = 1 << 62
+
+_Capacity = size(CAPACITY_MIN_BYTES, CAPACITY_MAX_BYTES)
+_Latency = time(1, _S_NS)
+_Bandwidth = rate(_MIB, 16 * _TIB)
+_Period = time(_US_NS, 3600 * _S_NS)
+_Seed = Whole(0, SEED_MAX)
+_Count = Whole(1, _COUNT_MAX)
+_NodeId = Whole(0, MAX_NUMNODES - 1)
+_Share = Permille(0, 1000)
+
+_UNITS = ("_bytes_per_s", "_bytes", "_ns", "_permille")
+
+
+def yaml_key(attribute: str) -> str:
+    """The YAML key of an attribute: its name without the unit."""
+    for unit in _UNITS:
+        if attribute.endswith(unit):
+            return attribute.removesuffix(unit)
+    return attribute
+
+
+class Model(BaseModel):
+    """Base of all: unknown keys are mistakes, values are not coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=yaml_key)
+
+
+# --- devices
+
+
+class _Device(Model):
+    """What devices of every class have."""
+
+    capacity_bytes: Annotated[int, _Capacity] = Field(
+        description="Physical memory; a multiple of the 4 KiB page."
+    )
+    pooled: bool = Field(
+        default=False,
+        description="Whether nodes of several hosts share it. Only a device under `devices` can be pooled.",
+    )
+    extent_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
+        default=2 * _MIB,
+        description="What a pooled device grants to a host at once: a power of two that divides the "
+        "capacity. The default is one pageblock (Linux `pageblock_order` 9 on x86-64).",
+    )
+    quotas_bytes: dict[str, Annotated[int, size(0, CAPACITY_MAX_BYTES)]] = Field(
+        default_factory=dict,
+        description="Most that a host may hold of a pooled device, by host name. A host without one may hold "
+        "all of it.",
+    )
+    read_latency_ns: Annotated[int, _Latency] | None = Field(
+        default=None, description="Latency of a read from the idle device; when left out, that of the class."
+    )
+    write_latency_ns: Annotated[int, _Latency] | None = Field(
+        default=None, description="Latency of a write to the idle device; when left out, that of the class."
+    )
+    read_bandwidth_bytes_per_s: Annotated[int, _Bandwidth] | None = Field(
+        default=None, description="What can be read each second; when left out, that of the class."
+    )
+    write_bandwidth_bytes_per_s: Annotated[int, _Bandwidth] | None = Field(
+        default=None, description="What can be written each second; when left out, that of the class."
+    )
+    loaded_latency: (
+        tuple[tuple[Annotated[int, Whole(0, 100)], Annotated[int, Whole(1000, 1_000_000)]], ...] | None
+    ) = Field(
+        default=None,
+        description="Latency under load: pairs of the utilisation in percent of the bandwidth, rising from "
+        "0, and the latency in thousandths of the idle one, never falling; when left out, that of the class.",
+    )
+
+
+class PlainDevice(_Device):
+    """Memory that keeps what it is given as it is."""
+
+    device_class: Literal["dram", "cxl", "slow-distributed"] = Field(
+        alias="class", description="Device class; it sets the timing that is not given here."
+    )
+
+
+class CompressedRam(_Device):
+    """Memory with a compression engine in front: it shows hosts more than it has."""
+
+    device_class: Literal["compressed-ram"] = Field(
+        alias="class", description="Device class; it sets the timing that is not given here."
+    )
+    perceived_bytes: Annotated[int, _Capacity] = Field(
+        description="Memory that the hosts see; a multiple of the 4 KiB page, at least the capacity."
+    )
+    codec: Annotated[str, OneOf("codec", ("lz4", "zstd"))] = Field(
+        default="lz4", description="Compression codec."
+    )
+    level: Annotated[int, Whole(1, 22)] | None = Field(
+        default=None,
+        description="Level of the codec, up to 12 with lz4 and 22 with zstd; when left out, the codec's "
+        "fast one.",
+    )
+    granule_bytes: Annotated[int, size(16, PAGE_SIZE)] = Field(
+        default=64,
+        description="Unit in which physical memory is handed to compressed blocks; a power of two. The "
+        "default is a cache line.",
+    )
+    block_bytes: Annotated[int, size(512, PAGE_SIZE)] = Field(
+        default=PAGE_SIZE,
+        description="What is compressed on its own; a power of two, at least the granule. The default is a "
+        "page.",
+    )
+    decompress_latency_ns: Annotated[int, time(0, _S_NS)] | None = Field(
+        default=None, description="What decompression adds to a read; when left out, that of the codec."
+    )
+
+
+DeviceConfig: TypeAlias = PlainDevice | CompressedRam
+AnyDevice: TypeAlias = Annotated[DeviceConfig, Field(discriminator="device_class")]
+
+# --- page contents
+
+
+class RecordingContent(Model):
+    """The pages that the recording of a replay workload holds."""
+
+    kind: Literal["recording"] = Field(description="The page images of the workload's recording.")
+
+
+class GeneratorContent(Model):
+    """Made-up pages with stated statistics."""
+
+    kind: Literal["generator"] = Field(description="Pages with the statistics that are stated here.")
+    zero_share_permille: Annotated[int, _Share] = Field(
+        default=100, description="Share of the pages that hold only zeros until they are written."
+    )
+    random_bytes: Annotated[int, Whole(0, PAGE_SIZE)] = Field(
+        default=1024,
+        alias="random_bytes",
+        description="Bytes of a page that do not compress; the rest repeats.",
+    )
+    changed_bytes: Annotated[int, Whole(0, PAGE_SIZE)] = Field(
+        default=64,
+        alias="changed_bytes",
+        description="Bytes that a write changes. The default is a cache line.",
+    )
+    seed: Annotated[int, _Seed] = Field(default=0, description="Seed of the bytes.")
+
+
+ContentConfig: TypeAlias = RecordingContent | GeneratorContent
+
+# --- workloads
+
+
+class ReplayWorkload(Model):
+    """The accesses of a recorded program, in their order."""
+
+    kind: Literal["replay"] = Field(description="The accesses of a recording.")
+    recording: Annotated[str, FilePath(".pmtrace")] = Field(
+        description="The recording's file, relative to the configuration's folder."
+    )
+    repeat: Annotated[int, Whole(1, 1_000_000)] = Field(default=1, description="How often it is replayed.")
+    start: Annotated[int, Whole(0, _COUNT_MAX)] = Field(
+        default=0, description="Accesses at the recording's start that the first replay skips."
+    )
+
+
+class _Synthetic(Model):
+    """What every synthetic workload has."""
+
+    size_bytes: Annotated[int, size(PAGE_SIZE, CAPACITY_MAX_BYTES)] = Field(
+        description="Memory that it touches; a multiple of the 4 KiB page."
+    )
+    accesses: Annotated[int, _Count] = Field(description="Accesses until it ends.")
+    write_share_permille: Annotated[int, _Share] = Field(
+        default=0, description="Share of the accesses that write."
+    )
+    seed: Annotated[int, _Seed] = Field(
+        default=0, description="Seed of its draws; the run's seed, the host and the process enter as well."
+    )
+
+
+class ZipfWorkload(_Synthetic):
+    """Pages by popularity: the k-th most popular is drawn in proportion to k ** -theta."""
+
+    kind: Literal["zipf"] = Field(description="Few pages take most accesses.")
+    theta_permille: Annotated[int, Permille(0, 4000)] = Field(
+        default=990, description="Exponent of the popularity; 0 is uniform. The default is that of YCSB."
+    )
+
+
+class UniformWorkload(_Synthetic):
+    """Every page as likely as every other."""
+
+    kind: Literal["uniform"] = Field(description="All pages alike.")
+
+
+class ScanWorkload(_Synthetic):
+    """One page after the other, from the start again at the end."""
+
+    kind: Literal["scan"] = Field(description="Pages in order, round and round.")
+    stride_pages: Annotated[int, Whole(1, 1 << 20)] = Field(
+        default=1, description="Pages from one access to the next."
+    )
+
+
+class HotSetWorkload(_Synthetic):
+    """A hot range of pages that takes most accesses and moves on."""
+
+    kind: Literal["hotset"] = Field(description="A hot range that moves.")
+    hot_share_permille: Annotated[int, Permille(1, 1000)] = Field(
+        default=100, description="Share of the pages that are hot."
+    )
+    hot_access_share_permille: Annotated[int, _Share] = Field(
+        default=900, description="Share of the accesses that go to hot pages."
+    )
+    period_accesses: Annotated[int, _Count] = Field(
+        default=100_000, description="Accesses between two moves of the hot range."
+    )
+    move_pages: Annotated[int, Whole(0, 1 << 30)] = Field(
+        default=64, description="Pages by which the hot range moves; 0 keeps it in place."
+    )
+
+
+WorkloadConfig: TypeAlias = ReplayWorkload | ZipfWorkload | UniformWorkload | ScanWorkload | HotSetWorkload
+
+# --- hosts
+
+
+class NodeConfig(Model):
+    """A memory node of a host."""
+
+    id: Annotated[int, _NodeId] = Field(description="Node id, unique on its host.")
+    memory: AnyDevice | None = Field(
+        default=None,
+        description="A device of its own, described in place and named HOST.nID. Either this or `device`.",
+    )
+    device: str | None = Field(
+        default=None, description="Name of a device under `devices`. Either this or `memory`."
+    )
+    cpus: tuple[Annotated[int, Whole(0, CPUS_MAX - 1)], ...] = Field(
+        default=(), description="CPUs of this node."
+    )
+    via: Annotated[int, _NodeId] | None = Field(
+        default=None,
+        description="Node through which it is reached: its distance to any other is that of `via`, plus "
+        "`hop`.",
+    )
+    hop: Annotated[int, Whole(1, DISTANCE_MAX - LOCAL_DISTANCE)] | None = Field(
+        default=None, description="Distance that it adds to that of `via`."
+    )
+    private: bool = Field(
+        default=False,
+        description="Whether the node is closed to all that does not ask as the isolation design demands.",
+    )
+    features: tuple[Literal["reclaim", "demotion", "user_numa", "user_write"], ...] = Field(
+        default=(),
+        description="What core mm may do with a private node: `reclaim` its pages, use it as a `demotion` "
+        "target or source (needs `reclaim`), name it in policies and moves (`user_numa`), write to its "
+        "pages in place (`user_write`; without it the node is write-fenced).",
+    )
+
+
+class SysctlConfig(Model):
+    """Kernel knobs of a host."""
+
+    numa_balancing: Annotated[int, Whole(0, 2)] = Field(
+        default=0,
+        description="0 off, 1 NUMA balancing, 2 memory tiering (hot pages are promoted). Linux 6.1 "
+        "`kernel.numa_balancing`, kernel/sched/core.c.",
+    )
+    demotion_enabled: bool = Field(
+        default=False,
+        description="Whether reclaim demotes to a lower tier. Linux 6.1 "
+        "`/sys/kernel/mm/numa/demotion_enabled`, mm/memory-tiers.c.",
+    )
+    watermark_scale_factor: Annotated[int, Whole(1, 3000)] = Field(
+        default=10,
+        description="Distance between watermarks, in 1/10000 of the zone. Linux 6.1 "
+        "`vm.watermark_scale_factor`, mm/page_alloc.c.",
+    )
+    min_free_kbytes: Annotated[int, Whole(0, 1 << 32)] | None = Field(
+        default=None,
+        alias="min_free_kbytes",
+        description="Free memory behind the min watermarks, in KiB; when left out, what Linux 6.1 computes "
+        "from the size of memory (`calculate_min_free_kbytes`, mm/page_alloc.c).",
+    )
+    numa_balancing_scan_period_min_ns: Annotated[int, _Period] = Field(
+        default=_S_NS,
+        description="Shortest time in which the scan covers `numa_balancing_scan_size`. Linux 6.1 "
+        "`sysctl_numa_balancing_scan_period_min`, kernel/sched/fair.c.",
+    )
+    numa_balancing_scan_size_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
+        default=256 * _MIB,
+        description="Memory that one scan period marks for hint faults. Linux 6.1 "
+        "`sysctl_numa_balancing_scan_size`, kernel/sched/fair.c.",
+    )
+    numa_balancing_hot_threshold_ns: Annotated[int, _Period] = Field(
+        default=_S_NS,
+        description="A page is hot when its hint fault comes within this time of the scan. Linux 6.1 "
+        "`sysctl_numa_balancing_hot_threshold`, kernel/sched/fair.c.",
+    )
+    numa_balancing_promote_rate_limit_bytes_per_s: Annotated[int, _Bandwidth] = Field(
+        default=64 * _GIB,
+        description="Most that is promoted each second. Linux 6.1 `sysctl_numa_balancing_promote_rate_limit` "
+        "(65536, in units of 1 MiB), kernel/sched/fair.c.",
+    )
+
+
+class PolicyConfig(Model):
+    """Memory policy of a process, as `set_mempolicy` takes it."""
+
+    mode: Literal["default", "local", "bind", "preferred", "preferred_many", "interleave"] = Field(
+        default="default", description="Mode, named as the kernel's MPOL_ constants."
+    )
+    nodes: tuple[Annotated[int, _NodeId], ...] = Field(
+        default=(), description="Nodes of the mode; `default` and `local` take none."
+    )
+    flags: tuple[Literal["static_nodes", "relative_nodes"], ...] = Field(
+        default=(), description="MPOL_F_STATIC_NODES or MPOL_F_RELATIVE_NODES."
+    )
+
+
+class ProcessConfig(Model):
+    """A process: where it runs, how fast it goes, what it touches."""
+
+    name: Annotated[str, Name()] = Field(description="Name, unique on its host.")
+    cpu: Annotated[int, Whole(0, CPUS_MAX - 1)] = Field(default=0, description="CPU that it runs on.")
+    threads: Annotated[int, Whole(1, 256)] = Field(
+        default=1, description="Accesses in flight at once; they divide the latency of each."
+    )
+    think_ns: Annotated[int, time(0, _S_NS)] = Field(default=0, description="CPU time between two accesses.")
+    policy: PolicyConfig = Field(default=PolicyConfig(), description="Memory policy of the process.")
+    workload: Annotated[WorkloadConfig, Field(discriminator="kind")] = Field(description="Its page accesses.")
+    content: Annotated[ContentConfig, Field(discriminator="kind")] = Field(
+        description="What its pages hold. When left out: `recording` for a replay, `generator` for the "
+        "others."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _content_of_the_workload(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "content" in value:
+            return value
+        workload = value.get("workload")
+        replay = isinstance(workload, dict) and workload.get("kind") == "replay"
+        return {**value, "content": {"kind": "recording" if replay else "generator"}}
+
+
+class HostConfig(Model):
+    """One emulated Linux, or with `count` several equal ones."""
+
+    name: Annotated[str, Name()] = Field(
+        description="Name, unique in the run; with `count`, what stands before the number."
+    )
+    count: Annotated[int, Whole(1, 1024)] | None = Field(
+        default=None,
+        description="So many equal hosts, named NAME0, NAME1, ...; when left out, one named NAME.",
+    )
+    cpus: Annotated[int, Whole(1, CPUS_MAX)] = Field(description="Number of CPUs: they are 0 to `cpus` - 1.")
+    nodes: Annotated[tuple[NodeConfig, ...], Field(min_length=1, max_length=MAX_NUMNODES)] = Field(
+        description="Its memory nodes; every CPU belongs to one of them."
+    )
+    distances: tuple[tuple[Annotated[int, Whole(LOCAL_DISTANCE, DISTANCE_MAX)], ...], ...] | None = Field(
+        default=None,
+        description="Node distances, rows and columns in the order of `nodes`: 10 to itself, above 10 to "
+        "others; instead of `via` and `hop`. When both are left out, nodes are 20 apart (Linux "
+        "`REMOTE_DISTANCE`).",
+    )
+    sysctl: SysctlConfig = Field(default=SysctlConfig(), description="Kernel knobs.")
+    processes: tuple[ProcessConfig, ...] = Field(default=(), description="What runs on it.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the emulated hosts that this entry stands for."""
+        return (self.name,) if self.count is None else tuple(f"{self.name}{n}" for n in range(self.count))
+
+
+# --- the run
+
+
+class EngineConfig(Model):
+    """How the run is cut in time."""
+
+    duration_ns: Annotated[int, time(_US_NS, 86_400 * _S_NS)] = Field(
+        description="Most virtual time that the run takes; it ends earlier when every process has ended."
+    )
+    epoch_ns: Annotated[int, _Period] = Field(
+        default=5 * _MS_NS, description="Hosts run on their own for so long before they meet."
+    )
+    slice_ns: Annotated[int, _Period] = Field(
+        default=250 * _US_NS, description="Processes of one host take turns of this length within an epoch."
+    )
+
+
+class ResultsConfig(Model):
+    """What a run writes down."""
+
+    sample_every: Annotated[int, Whole(1, 1_000_000)] = Field(
+        default=1, description="Epochs between two samples of the time series."
+    )
+
+
+class Config(Model):
+    """A whole run."""
+
+    schema_version: Annotated[int, Whole(1, 1)] = Field(alias="schema", description="Version of this format.")
+    name: Annotated[str, Name()] = Field(description="Name of the run.")
+    seed: Annotated[int, _Seed] = Field(default=0, description="Seed of the whole run.")
+    design: Annotated[str, DesignName()] = Field(
+        default="private-zonelist", description="Isolation design: who reaches a private node."
+    )
+    engine: EngineConfig = Field(description="Time.")
+    results: ResultsConfig = Field(default=ResultsConfig(), description="Results.")
+    devices: dict[str, AnyDevice] = Field(
+        default_factory=dict, description="Devices that nodes name: pooled ones, and dedicated ones."
+    )
+    hosts: Annotated[tuple[HostConfig, ...], Field(min_length=1, max_length=1024)] = Field(
+        description="The emulated hosts."
+    )
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the file that it was loaded from: recordings are relative to it."""
+        return self._folder
+
+    def recording_path(self, workload: ReplayWorkload) -> Path:
+        """Where the recording of a replay is."""
+        return self._folder / workload.recording
