@@ -1,0 +1,243 @@
+"""Memory policies: what set_mempolicy and mbind accept, and where a page of a policy goes.
+
+Models `mm/mempolicy.c` of Linux 6.1: `sanitize_mpol_flags`, `mpol_new`, `mpol_set_nodemask`,
+`mpol_rebind_*`, `policy_node`, `policy_nodemask`, `interleave_nodes`, `offset_il_node`, `do_get_mempolicy`.
+Results are values: an errno is negative, as in the kernel. Left out: MPOL_WEIGHTED_INTERLEAVE (Linux 6.9),
+huge pages, home nodes other than as a field.
+
+Private nodes come in through `PolicyNodes`, which the isolation design makes: no design is known here.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from typing import Any
+
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import (
+    MPOL_F_RELATIVE_NODES,
+    MPOL_F_STATIC_NODES,
+    MPOL_MODE_FLAGS,
+    Mpol,
+    Reason,
+)
+from privmem.scheduler.zonelist import AllocRequest
+
+NUMA_NO_NODE = -1
+
+#: `MPOL_F_NUMA_BALANCING` (Linux 5.12): accepted with MPOL_BIND only; remembered, otherwise without effect
+#: here.
+MPOL_F_NUMA_BALANCING = 1 << 13
+_MODE_FLAGS = MPOL_MODE_FLAGS | MPOL_F_NUMA_BALANCING
+
+_WITH_NODEMASK = (Mpol.BIND, Mpol.INTERLEAVE, Mpol.PREFERRED_MANY)
+
+#: `il_prev` of a task whose interleaving starts anew (the kernel's MAX_NUMNODES - 1): the next node is the
+#: first one.
+IL_PREV_NONE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyNodes:
+    """What a policy may be about on a host under its isolation design: masks that the design makes from the
+    topology.
+    """
+
+    #: Nodes that a policy may place on: general nodes and those private nodes that opted in.
+    memory: int
+    #: Members of `memory` that only MPOL_BIND may keep; other modes lose them silently.
+    bind_only: int = 0
+    #: Nodes whose mention is refused with EINVAL, whatever else is named.
+    refused: int = 0
+    #: Whether a mode other than BIND that names a `bind_only` node is refused rather than narrowed.
+    refuse_other_modes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mempolicy:
+    """`struct mempolicy`. The default policy is None, never an object."""
+
+    mode: Mpol
+    flags: int
+    #: Nodes in effect: the user's, contextualised to the cpuset.
+    nodes: int
+    #: The kernel's union `w`: with a mode flag the user's mask as given (`user_nodemask`), else the
+    #: cpuset's mems at the last (re)bind (`cpuset_mems_allowed`). One field on purpose:
+    #: `mpol_rebind_preferred` writes the union without looking at the flags, and get_mempolicy shows it.
+    w: int
+    home_node: int = NUMA_NO_NODE
+
+    @property
+    def stores_user_nodemask(self) -> bool:
+        """`mpol_store_user_nodemask`."""
+        return bool(self.flags & _MODE_FLAGS)
+
+    def to_spec(self) -> list[int]:
+        """Plain form, inverse of `from_spec`."""
+        return [int(self.mode), self.flags, self.nodes, self.w, self.home_node]
+
+    @staticmethod
+    def from_spec(spec: list[Any]) -> Mempolicy:
+        """From `to_spec`'s list."""
+        mode, flags, nodes, w, home_node = spec
+        return Mempolicy(Mpol(mode), flags, nodes, w, home_node)
+
+
+def new_policy(mode_arg: int, user_nodes: int, mems: int, rules: PolicyNodes) -> tuple[int, Mempolicy | None]:
+    """`sanitize_mpol_flags`, `mpol_new` and `mpol_set_nodemask`: (0, policy; None is the default) or
+    (-errno, None).
+
+    `mode_arg` is the system call's argument with its flags, `mems` the task's effective cpuset mems.
+    """
+    error, mode, flags = sanitize_mode(mode_arg)
+    if error:
+        return error, None
+    error, policy = _mpol_new(mode, flags, user_nodes)
+    if error or policy is None:
+        return error, None
+    return set_nodemask(policy, user_nodes, mems, rules)
+
+
+def sanitize_mode(mode_arg: int) -> tuple[int, Mpol, int]:
+    """`sanitize_mpol_flags`: (0, mode, flags) or (-EINVAL, DEFAULT, 0)."""
+    refused = (-errno.EINVAL, Mpol.DEFAULT, 0)
+    flags = mode_arg & _MODE_FLAGS
+    mode = mode_arg & ~_MODE_FLAGS
+    if not 0 <= mode <= Mpol.PREFERRED_MANY:
+        return refused
+    if flags & MPOL_F_STATIC_NODES and flags & MPOL_F_RELATIVE_NODES:
+        return refused
+    if flags & MPOL_F_NUMA_BALANCING and mode != Mpol.BIND:
+        return refused
+    return 0, Mpol(mode), flags
+
+
+def _mpol_new(mode: Mpol, flags: int, user_nodes: int) -> tuple[int, Mempolicy | None]:
+    if mode == Mpol.DEFAULT:
+        return (-errno.EINVAL if user_nodes else 0), None
+    if mode == Mpol.LOCAL:
+        if user_nodes or flags & MPOL_MODE_FLAGS:
+            return -errno.EINVAL, None
+    elif mode == Mpol.PREFERRED and not user_nodes:
+        if flags & MPOL_MODE_FLAGS:
+            return -errno.EINVAL, None
+        mode = Mpol.LOCAL
+    elif not user_nodes:
+        return -errno.EINVAL, None
+    return 0, Mempolicy(mode, flags, 0, 0)
+
+
+def set_nodemask(
+    policy: Mempolicy, user_nodes: int, mems: int, rules: PolicyNodes
+) -> tuple[int, Mempolicy | None]:
+    """`mpol_set_nodemask`: fit the user's mask to the cpuset; EINVAL when nothing is left."""
+    if policy.mode == Mpol.LOCAL:
+        return 0, policy
+    context = mems & rules.memory
+    nodes = _contextualise(policy, user_nodes, context)
+    if policy.mode != Mpol.BIND:
+        if rules.refuse_other_modes and nodes & rules.bind_only:
+            return -errno.EINVAL, None
+        nodes &= ~rules.bind_only
+    if user_nodes & rules.refused or not nodes:
+        return -errno.EINVAL, None
+    if policy.mode == Mpol.PREFERRED:
+        nodes = 1 << nodemask.first(nodes)
+    stored = user_nodes if policy.stores_user_nodemask else mems
+    return 0, replace(policy, nodes=nodes, w=stored)
+
+
+def _contextualise(policy: Mempolicy, user_nodes: int, context: int) -> int:
+    if policy.flags & MPOL_F_RELATIVE_NODES:
+        return relative_nodemask(user_nodes, context)
+    return user_nodes & context
+
+
+def relative_nodemask(user_nodes: int, relative_to: int) -> int:
+    """`mpol_relative_nodemask`: bit n is the n-th node (modulo their number) of `relative_to`."""
+    size = nodemask.weight(relative_to)
+    return nodemask.onto(nodemask.fold(user_nodes, size), relative_to) if size else 0
+
+
+def rebind(policy: Mempolicy | None, mems: int, rules: PolicyNodes) -> Mempolicy | None:
+    """`mpol_rebind_policy`: the policy after its task's cpuset got `mems`.
+
+    MPOL_PREFERRED and PREFERRED_MANY keep their nodes (6.1 only notes the new mems, over a stored user mask
+    as well). A remap never lets a mode other than BIND gain a `bind_only` node.
+    """
+    if policy is None or policy.mode == Mpol.LOCAL:
+        return policy
+    if not policy.stores_user_nodemask and policy.w == mems:
+        return policy
+    if policy.mode not in (Mpol.BIND, Mpol.INTERLEAVE):
+        return replace(policy, w=mems)
+    stored = policy.w
+    if policy.flags & MPOL_F_STATIC_NODES:
+        nodes = policy.w & mems
+    elif policy.flags & MPOL_F_RELATIVE_NODES:
+        nodes = relative_nodemask(policy.w, mems)
+    else:
+        nodes = nodemask.remap(policy.nodes, policy.w, mems)
+        stored = mems
+    keeps = rules.memory if policy.mode == Mpol.BIND else rules.memory & ~rules.bind_only
+    nodes = nodes & keeps or mems & keeps & ~rules.bind_only or mems & keeps
+    return replace(policy, nodes=nodes, w=stored)
+
+
+def request(
+    policy: Mempolicy | None,
+    local_nid: int,
+    mems: int,
+    interleave_nid: int = NUMA_NO_NODE,
+    movable: bool = True,
+    normal_zone: int = -1,
+) -> AllocRequest:
+    """`policy_node` and `policy_nodemask`: what the allocator is asked for under a policy.
+
+    `local_nid` is the CPU's node. With MPOL_INTERLEAVE the caller worked out the turn (`offset_il_node` or
+    `interleave_nodes`). `normal_zone` are the nodes that take unmovable pages: a policy on movable-only
+    nodes does not bind those (`apply_policy_zone`).
+    """
+    reason = Reason.FAULT if policy is None or policy.mode == Mpol.LOCAL else Reason.POLICY
+    if policy is None or policy.mode == Mpol.LOCAL:
+        return AllocRequest(local_nid, None, reason, movable=movable)
+    if policy.mode == Mpol.INTERLEAVE:
+        return AllocRequest(interleave_nid, None, reason, movable=movable)
+    if policy.mode == Mpol.PREFERRED:
+        return AllocRequest(nodemask.first(policy.nodes), None, reason, movable=movable)
+    nid = policy.home_node if policy.home_node != NUMA_NO_NODE else local_nid
+    if policy.mode == Mpol.PREFERRED_MANY:
+        return AllocRequest(nid, policy.nodes, reason, movable=movable, retry_unmasked=True)
+    binds = policy.nodes & mems and (movable or policy.nodes & normal_zone)
+    return AllocRequest(nid, policy.nodes if binds else None, reason, movable=movable)
+
+
+def interleave_next(policy: Mempolicy, il_prev: int) -> tuple[int, int]:
+    """`interleave_nodes`: (node of this turn, the task's new `il_prev`)."""
+    nid = nodemask.next_in(il_prev, policy.nodes)
+    return nid, nid
+
+
+def offset_il_node(policy: Mempolicy, offset: int, local_nid: int) -> int:
+    """`offset_il_node`: the node of page `offset` of an interleaved range; the kernel cuts the offset to 32
+    bits.
+    """
+    size = nodemask.weight(policy.nodes)
+    if size == 0:
+        return local_nid
+    return nodemask.nth(policy.nodes, (offset & 0xFFFFFFFF) % size)
+
+
+def shown_mode(policy: Mempolicy | None) -> int:
+    """The mode word that get_mempolicy answers."""
+    return 0 if policy is None else int(policy.mode) | (policy.flags & _MODE_FLAGS)
+
+
+def shown_nodes(policy: Mempolicy | None) -> int:
+    """The mask that get_mempolicy answers: the user's when it was stored (`get_policy_nodemask` otherwise)."""
+    if policy is None:
+        return 0
+    if policy.stores_user_nodemask:
+        return policy.w
+    return 0 if policy.mode == Mpol.LOCAL else policy.nodes
