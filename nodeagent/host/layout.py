@@ -25,8 +25,6 @@ PG_ACTIVE = 4
 PG_REFERENCED = 8
 PG_FILE = 16  # on the file lists (page cache that is not shmem)
 PG_OBJECT = 32  # belongs to a file or shared-memory object: `object_id`, `object_index` say where
-PG_STORED = 64  # its content is kept by the node's device, which must be told when it goes
-PG_DEMOTED = 128  # was demoted at least once since it was allocated
 
 # LRU lists of node `nid` are rows nid * NR_LRU_LISTS + one of these (`enum lru_list`).
 LRU_INACTIVE_ANON = 0

@@ -8,7 +8,7 @@ left out.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,9 @@ class Vma:
     kind: int = VMA_ANON
     writable: bool = True
     policy: Mempolicy | None = None
-    #: Anonymous content: source of the page at `start`, see `nodeagent/content.py`. 0 is zero pages.
-    source: int = 0
-    #: Content index (anonymous) or object index of the page at `start`.
-    index: int = 0
     object_id: int = 0
+    #: With VMA_OBJECT: index in the object of the page at `start` (`vm_pgoff`).
+    index: int = 0
     #: Object mapped privately (MAP_PRIVATE of a file): a write gets an anonymous copy.
     private: bool = True
 
@@ -53,6 +51,25 @@ class Vma:
         return replace(self, start=start, end=end, slot=self.slot + shift, index=self.index + shift)
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A range of slots: what one mmap made, less what was unmapped since."""
+
+    start: int  # first slot
+    end: int
+    mm_id: int
+    vpn: int  # virtual page of the first slot
+    #: What a private anonymous page there holds, see `nodeagent/content.py`: the first slot's page is (source, index), the
+    #: next (source, index + 1). Source 0 is zero pages. It stays with the address through every split and migration.
+    source: int
+    index: int
+
+    def cut(self, start: int, end: int) -> Region:
+        """The part [start, end) of this region."""
+        shift = start - self.start
+        return replace(self, start=start, end=end, vpn=self.vpn + shift, index=self.index + shift)
+
+
 class PageTable:
     """The host's page-table entries.
 
@@ -64,31 +81,38 @@ class PageTable:
         self.pte = np.zeros(_FIRST_SLOTS, dtype=np.uint32)
         self.rmap_next = np.zeros(_FIRST_SLOTS, dtype=np.int32)
         self.nr_slots = 1  # slot 0 means none
+        #: Columns of `regions` for `content_of`; None when stale.
+        self._starts: np.ndarray | None = None
+        self._sources = np.zeros(0, dtype=np.uint16)
+        self._shifts = np.zeros(0, dtype=np.int64)
         self._free: list[tuple[int, int]] = []  # (start, length) of given-back ranges, ascending, merged
-        #: (slot_start, slot_end, mm, vpn_start), ascending: who uses which slots.
-        self.regions: list[tuple[int, int, int, int]] = []
+        #: Who uses which slots, ascending.
+        self.regions: list[Region] = []
 
-    def take(self, nr_pages: int, mm_id: int, vpn: int) -> int:
-        """A range of empty slots for [vpn, vpn + nr_pages) of an address space; first fit."""
+    def take(self, nr_pages: int, mm_id: int, vpn: int, source: int = 0, index: int = 0) -> int:
+        """A range of empty slots for [vpn, vpn + nr_pages) of an address space; first fit.
+
+        `source`, `index`: what the anonymous pages there hold, see Region.
+        """
         slot = self._reuse(nr_pages)
         if slot == 0:
             slot = self.nr_slots
             self.nr_slots += nr_pages
             self._grow(self.nr_slots)
-        at = bisect_right(self.regions, (slot,))
-        self.regions.insert(at, (slot, slot + nr_pages, mm_id, vpn))
+        self._insert(Region(slot, slot + nr_pages, mm_id, vpn, source, index))
         return slot
 
     def give_back(self, slot: int, nr_pages: int) -> None:
         """Return slots whose entries are all empty; the range may be part of a region."""
-        at = bisect_right(self.regions, (slot, 1 << 62)) - 1
-        start, end, mm_id, vpn = self.regions.pop(at)
-        if not (start <= slot and slot + nr_pages <= end):
-            raise InvariantError(f"slots {slot}..{slot + nr_pages} are not of one region")
-        if slot + nr_pages < end:
-            self.regions.insert(at, (slot + nr_pages, end, mm_id, vpn + slot + nr_pages - start))
-        if start < slot:
-            self.regions.insert(at, (start, slot, mm_id, vpn))
+        region = self.find(slot)
+        end = slot + nr_pages
+        if end > region.end:
+            raise InvariantError(f"slots {slot}..{end} are not of one region")
+        self.regions.remove(region)
+        if end < region.end:
+            self._insert(region.cut(end, region.end))
+        if region.start < slot:
+            self._insert(region.cut(region.start, slot))
         free = sorted([*self._free, (slot, nr_pages)])
         self._free = []
         for begin, length in free:
@@ -97,12 +121,25 @@ class PageTable:
             else:
                 self._free.append((begin, length))
 
-    def find(self, slot: int) -> tuple[int, int]:
-        """(mm id, vpn) that a slot belongs to."""
-        start, end, mm_id, vpn = self.regions[bisect_right(self.regions, (slot, 1 << 62)) - 1]
-        if not start <= slot < end:
+    def find(self, slot: int) -> Region:
+        """The region that a slot belongs to."""
+        at = bisect_right(self.regions, slot, key=lambda r: r.start) - 1
+        if at < 0 or slot >= self.regions[at].end:
             raise InvariantError(f"slot {slot} belongs to no region")
-        return mm_id, vpn + slot - start
+        return self.regions[at]
+
+    def content_of(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source uint16, index uint32) of the anonymous pages at these slots."""
+        if self._starts is None:
+            self._starts = np.array([r.start for r in self.regions], dtype=np.int64)
+            self._sources = np.array([r.source for r in self.regions], dtype=np.uint16)
+            self._shifts = np.array([r.index - r.start for r in self.regions], dtype=np.int64)
+        at = np.searchsorted(self._starts, slots, side="right") - 1
+        return self._sources[at], (slots + self._shifts[at]).astype(np.uint32)
+
+    def _insert(self, region: Region) -> None:
+        self.regions.insert(bisect_right(self.regions, region.start, key=lambda r: r.start), region)
+        self._starts = None
 
     def _reuse(self, nr_pages: int) -> int:
         for at, (start, length) in enumerate(self._free):
@@ -126,7 +163,7 @@ class PageTable:
             "pte": self.pte[: self.nr_slots].copy(),
             "rmap_next": self.rmap_next[: self.nr_slots].copy(),
             "free": [list(r) for r in self._free],
-            "regions": [list(r) for r in self.regions],
+            "regions": [list(astuple(r)) for r in self.regions],
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -135,7 +172,8 @@ class PageTable:
         self.pte[: self.nr_slots] = snapshot["pte"]
         self.rmap_next[: self.nr_slots] = snapshot["rmap_next"]
         self._free = [(int(a), int(b)) for a, b in snapshot["free"]]
-        self.regions = [(int(a), int(b), int(c), int(d)) for a, b, c, d in snapshot["regions"]]
+        self.regions = [Region(*row) for row in snapshot["regions"]]
+        self._starts = None
 
 
 class Mm:
@@ -159,6 +197,19 @@ class Mm:
     def insert(self, vma: Vma) -> None:
         """Add a VMA that overlaps none; the caller checked."""
         self.vmas.insert(bisect_right(self.vmas, vma.start, key=lambda v: v.start), vma)
+
+    def to_spec(self) -> list[list[Any]]:
+        """Plain form of all VMAs."""
+        return [
+            [v.start, v.end, v.slot, v.kind, v.writable, v.policy and v.policy.to_spec(), v.object_id, v.index, v.private]
+            for v in self.vmas
+        ]
+
+    def restore(self, spec: list[list[Any]]) -> None:
+        """Inverse of `to_spec`."""
+        self.vmas = [
+            Vma(*row[:5], None if row[5] is None else Mempolicy.from_spec(row[5]), *row[6:]) for row in spec
+        ]
 
     def replace_range(self, start: int, end: int, parts: list[Vma]) -> None:
         """Put `parts` in the place of all that was in [start, end); splits VMAs at the borders (`split_vma`)."""

@@ -1,0 +1,134 @@
+"""Recounting a host's memory: the invariants that must hold between any two steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from privmem.nodeagent.host.layout import (
+    NIL,
+    NR_LRU_LISTS,
+    PG_ALLOCATED,
+    PG_LRU,
+    PG_OBJECT,
+    PTE_PFN_SHIFT,
+    PTE_PRESENT,
+    PTE_WRITABLE,
+)
+from privmem.nodeagent.host.memory import Memory, Node
+from privmem.scheduler.abi import Feature, Reason
+from privmem.scheduler.errors import InvariantError
+
+#: Reasons for which a page may be on a private node, and the feature that must be set for each.
+_OPT_IN = {
+    Reason.DEMOTION: Feature.DEMOTION,
+    Reason.POLICY: Feature.USER_NUMA,
+    Reason.USER_MOVE: Feature.USER_NUMA,
+    Reason.OWNER: Feature.NONE,
+    Reason.CONTIG: Feature.NONE,
+}
+
+
+def validate_memory(memory: Memory) -> None:
+    """Raise InvariantError unless every frame is in exactly one state and all counters equal a recount."""
+    for node in memory.nodes.values():
+        node.buddy.validate()
+        _check_frames(memory, node)
+        _check_lists(memory, node)
+        _check_isolation(memory, node)
+    _check_mappings(memory)
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise InvariantError(text)
+
+
+def _frames_of(node: Node) -> slice:
+    return slice(node.start_pfn, node.start_pfn + node.spec.span_pages)
+
+
+def _check_frames(memory: Memory, node: Node) -> None:
+    """free + allocated = managed, and no frame is both."""
+    flags = memory.frames.flags[_frames_of(node)]
+    allocated = int(np.count_nonzero(flags & PG_ALLOCATED))
+    _require(
+        allocated + node.free_pages == node.managed_pages,
+        f"node {node.nid}: {allocated} allocated + {node.free_pages} free != {node.managed_pages} managed",
+    )
+    stray = np.flatnonzero(flags[(flags & PG_ALLOCATED) == 0])
+    _require(not len(stray), f"node {node.nid}: frames that are not allocated have flags")
+    orders = memory.frames.block_order[_frames_of(node)]
+    heads = np.flatnonzero(orders >= 0)
+    covered = np.zeros(len(flags) + 1, dtype=np.int64)
+    np.add.at(covered, heads, 1)
+    np.add.at(covered, heads + (1 << orders[heads].astype(np.int64)), -1)
+    free = np.cumsum(covered)[:-1]
+    _require(bool(np.all(free <= 1)), f"node {node.nid}: free blocks overlap")
+    both = np.flatnonzero((free == 1) & ((flags & PG_ALLOCATED) != 0))
+    _require(not len(both), f"node {node.nid}: frames are free and allocated at once")
+    if node.spec.pooled:
+        _require(
+            sum(pages for _, pages in node.extents) == node.managed_pages,
+            f"node {node.nid}: extents do not add up to its managed pages",
+        )
+
+
+def _check_lists(memory: Memory, node: Node) -> None:
+    """Every LRU list has its stated length, and its members the right flags."""
+    on_lists = 0
+    for kind in range(NR_LRU_LISTS):
+        lru = node.nid * NR_LRU_LISTS + kind
+        pfn, previous, count = int(memory.lru_head[lru]), NIL, 0
+        while pfn != NIL:
+            _require(int(memory.frames.prev[pfn]) == previous, f"LRU list {lru}: broken link at frame {pfn}")
+            flags = int(memory.frames.flags[pfn])
+            _require(flags & PG_LRU != 0, f"frame {pfn} is on LRU list {lru} without PG_LRU")
+            count += 1
+            previous, pfn = pfn, int(memory.frames.next_[pfn])
+        _require(int(memory.lru_tail[lru]) == previous, f"LRU list {lru}: wrong tail")
+        _require(count == memory.lru_size[lru], f"LRU list {lru}: {count} frames, counted {memory.lru_size[lru]}")
+        on_lists += count
+    flagged = int(np.count_nonzero(memory.frames.flags[_frames_of(node)] & PG_LRU))
+    _require(on_lists == flagged, f"node {node.nid}: {flagged} frames say they are on a list, {on_lists} are")
+
+
+def _check_isolation(memory: Memory, node: Node) -> None:
+    """Nothing is on a private node for a reason that its features do not allow, and nothing writable on a fenced one."""
+    if not node.private:
+        return
+    frames = _frames_of(node)
+    used = (memory.frames.flags[frames] & PG_ALLOCATED) != 0
+    for value in np.unique(memory.frames.reason[frames][used]).tolist():
+        need = _OPT_IN.get(Reason(value))
+        allowed = need is not None and node.features & need == need
+        _require(allowed, f"private node {node.nid} holds pages for {Reason(value).name}, which it does not allow")
+    if node.fenced:
+        pte = memory.page_table.pte[: memory.page_table.nr_slots]
+        pfn = (pte >> PTE_PFN_SHIFT).astype(np.int64)
+        there = (pfn >= node.start_pfn) & (pfn < node.start_pfn + node.spec.span_pages)
+        open_ = there & ((pte & (PTE_PRESENT | PTE_WRITABLE)) == PTE_PRESENT | PTE_WRITABLE)
+        _require(not open_.any(), f"node {node.nid} is write-fenced and has writable mappings")
+
+
+def _check_mappings(memory: Memory) -> None:
+    """Page tables and reverse map say the same; an anonymous frame is mapped, a free one is not."""
+    table, frames = memory.page_table, memory.frames
+    pte = table.pte[: table.nr_slots]
+    present = np.flatnonzero(pte & PTE_PRESENT)
+    pfns = (pte[present] >> PTE_PFN_SHIFT).astype(np.int64)
+    by_table = np.bincount(pfns, minlength=frames.nr_frames)
+    by_rmap = np.zeros(frames.nr_frames, dtype=np.int64)
+    heads = np.flatnonzero(frames.rmap)
+    slots = frames.rmap[heads].astype(np.int64)
+    while len(heads):
+        _require(bool(np.all(pte[slots] & PTE_PRESENT)), "the reverse map names an empty entry")
+        same = (pte[slots] >> PTE_PFN_SHIFT).astype(np.int64) == heads
+        _require(bool(np.all(same)), "the reverse map and the page table disagree")
+        by_rmap[heads] += 1
+        slots = table.rmap_next[slots].astype(np.int64)
+        heads, slots = heads[slots != 0], slots[slots != 0]
+    _require(np.array_equal(by_table, by_rmap), "a page-table entry is missing in the reverse map")
+    allocated = (frames.flags & PG_ALLOCATED) != 0
+    _require(not np.any((by_table > 0) & ~allocated), "a frame that is not allocated is mapped")
+    lost = allocated & (by_table == 0) & ((frames.flags & PG_OBJECT) == 0)
+    _require(not lost.any(), f"{int(lost.sum())} anonymous frames are mapped nowhere")

@@ -1,0 +1,24 @@
+"""What the kernel's own work costs, in nanoseconds of the CPU that does it.
+
+These are choices of the right order of magnitude, the same for every host (docs/deviations.md); memory latency comes on top
+from the devices.
+"""
+
+from __future__ import annotations
+
+#: A minor fault: entry, VMA look-up, allocation, mapping.
+FAULT_NS = 700
+#: A write-protect fault that only makes an entry writable.
+WP_FAULT_NS = 500
+#: A NUMA hint fault that leaves the page where it is.
+HINT_FAULT_NS = 600
+#: Unmap, flush and remap of one page, without the copy.
+MIGRATE_NS = 1500
+#: Looking at one page during reclaim.
+SCAN_NS = 60
+#: Bytes that one access moves: a cache line.
+ACCESS_BYTES = 64
+#: Cache lines that one core keeps in flight while it copies: 10 line fill buffers (Intel optimization manual, Skylake).
+COPY_LINES_IN_FLIGHT = 10
+#: Pause before a store to a fenced page is tried again when no memory could be had for its promotion.
+FENCE_RETRY_NS = 100_000

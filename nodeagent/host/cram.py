@@ -1,0 +1,38 @@
+"""The compressed RAM service of the kernel side: entry by demotion only, mapped read-only, promoted by a write fault.
+
+Follows the feature series (F1): a compressed node is write-fenced, so every page there is mapped without the right to write
+(`migrate.move_to_frames`), and a store finds its way here. The page moves to a public node, nearest first;
+reclaim may run for it, the OOM killer may not. If no memory can be had the page stays where it is, nothing is written in place, and
+the store is tried again a little later. Space on the device is leased (messages.PagesStored), so a page that was moved there was
+certainly taken. Left out here: pressure, balloon, trim results, promotion of pages that are hot for reads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from privmem.nodeagent.host.costs import FAULT_NS, FENCE_RETRY_NS
+from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_WRITABLE
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.migrate import migrate_cost_ns, move_to_frames
+from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page
+from privmem.scheduler.abi import Reason
+
+
+def fence_fault(memory: Memory, slot: int, ctx: AllocContext) -> int:
+    """A store to a page of a fenced node: promote the page and let the store go on. Returns ns. May raise NeedsExtent."""
+    pte = memory.page_table.pte
+    pfn = int(pte[slot]) >> PTE_PFN_SHIFT
+    source = memory.nodes[memory.frames.nid_of(pfn)]
+    new = alloc_page(memory, ctx)
+    if new < 0:
+        memory.vmstat.add("pgpromote_fence_fail")
+        return FAULT_NS + FENCE_RETRY_NS
+    target = memory.nodes[memory.frames.nid_of(new)]
+    memory.lru_del(pfn)
+    as_array = np.array([pfn, new], dtype=np.int32)
+    move_to_frames(memory, as_array[:1], as_array[1:], Reason.PROMOTION)
+    if memory.mapped_once(new):
+        pte[slot] |= np.uint32(PTE_WRITABLE)
+    memory.vmstat.add("pgpromote_fence")
+    return FAULT_NS + migrate_cost_ns(source, target)

@@ -1,0 +1,142 @@
+"""Page faults of anonymous memory, and the way to the other kinds.
+
+Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects (files, shared
+memory) are in pagecache.py. A read of untouched anonymous memory gets a page of its own, where Linux would map the
+shared zero page (docs/deviations.md).
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from privmem.nodeagent.host import cram, numa_balancing
+from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
+from privmem.nodeagent.host.layout import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_SHIFT,
+    PTE_PRESENT,
+    PTE_PROTNONE,
+    PTE_WRITABLE,
+)
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.migrate import store_content
+from privmem.nodeagent.host.mm import VMA_ANON, Vma
+from privmem.nodeagent.host.page_alloc import alloc_page, free_page
+from privmem.nodeagent.host.task import Task
+
+
+def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
+    """One fault of a task. Returns the ns that it took, or a negative errno: -EFAULT where nothing is mapped, -ENOMEM.
+
+    May raise NeedsExtent, before the fault changed anything; the access is then simply made again.
+    """
+    vma = task.mm.find(vpn)
+    if vma is None or (is_write and not vma.writable):
+        return -errno.EFAULT
+    slot = vma.slot_of(vpn)
+    entry = int(memory.page_table.pte[slot])
+    if not entry & PTE_PRESENT:
+        took = _not_present(memory, task, vma, vpn, is_write)
+    elif entry & PTE_PROTNONE:
+        took = numa_balancing.hint_fault(memory, task, slot, memory.numa_balancing)
+    elif is_write and not entry & PTE_WRITABLE:
+        took = write_protect_fault(memory, task, vma, vpn)
+    else:
+        return 0
+    if took >= 0:
+        memory.vmstat.add("pgfault")
+        took += memory.take_charge()
+    return took
+
+
+def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool) -> int:
+    if vma.kind != VMA_ANON:
+        return memory.object_fault(task, vma, vpn, is_write)
+    pfn = alloc_page(memory, task.alloc_context(vma, vpn))
+    if pfn < 0:
+        return pfn
+    map_page(memory, vma.slot_of(vpn), pfn, writable=vma.writable, dirty=is_write)
+    return FAULT_NS
+
+
+def map_page(memory: Memory, slot: int, pfn: int, *, writable: bool, dirty: bool = False) -> None:
+    """Enter a new anonymous page into the page table, the reverse map and the LRU (`folio_add_new_anon_rmap`)."""
+    node = memory.nodes[memory.frames.nid_of(pfn)]
+    writable = writable and not node.fenced
+    flags = PTE_PRESENT | PTE_ACCESSED | (PTE_WRITABLE if writable else 0)
+    add_mapping(memory, slot, pfn, flags | (PTE_DIRTY if dirty and writable else 0))
+    memory.lru_add(pfn)
+    if node.spec.stores:
+        store_content(memory, node, np.array([pfn], dtype=np.int32))
+
+
+def add_mapping(memory: Memory, slot: int, pfn: int, flags: int) -> None:
+    """Map one more slot to a frame; `flags` are PTE bits."""
+    table = memory.page_table
+    table.pte[slot] = np.uint32(pfn << PTE_PFN_SHIFT | flags)
+    table.rmap_next[slot] = memory.frames.rmap[pfn]
+    memory.frames.rmap[pfn] = slot
+
+
+def remove_mapping(memory: Memory, slot: int) -> int:
+    """`page_remove_rmap`: empty an entry; returns the frame, which may have other mappings."""
+    table, rmap = memory.page_table, memory.frames.rmap
+    pfn = int(table.pte[slot]) >> PTE_PFN_SHIFT
+    at = int(rmap[pfn])
+    if at == slot:
+        rmap[pfn] = table.rmap_next[slot]
+    else:
+        while int(table.rmap_next[at]) != slot:
+            at = int(table.rmap_next[at])
+        table.rmap_next[at] = table.rmap_next[slot]
+    table.pte[slot] = 0
+    table.rmap_next[slot] = 0
+    return pfn
+
+
+def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
+    """`do_wp_page`: promote from a fenced node; make writable what is mapped once; copy what is shared."""
+    slot = vma.slot_of(vpn)
+    pfn = int(memory.page_table.pte[slot]) >> PTE_PFN_SHIFT
+    if memory.nodes[memory.frames.nid_of(pfn)].fenced:
+        return cram.fence_fault(memory, slot, task.promotion_context())
+    if vma.kind != VMA_ANON and not vma.private:
+        memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
+        return WP_FAULT_NS
+    if memory.mapped_once(pfn) and not memory.is_object_page(pfn):
+        memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
+        memory.vmstat.add("pgreuse")
+        return WP_FAULT_NS
+    return _copy_on_write(memory, task, vma, vpn)
+
+
+def _copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
+    """`wp_page_copy`: the writer gets a copy of its own."""
+    new = alloc_page(memory, task.alloc_context(vma, vpn))
+    if new < 0:
+        return new
+    slot = vma.slot_of(vpn)
+    old = remove_mapping(memory, slot)  # not what it was before the allocation, if that reclaimed
+    memory.frames.version[new] = memory.frames.version[old]
+    map_page(memory, slot, new, writable=True, dirty=True)
+    drop_if_unused(memory, old)
+    memory.vmstat.add("pgcow")
+    return FAULT_NS
+
+
+def drop_if_unused(memory: Memory, pfn: int) -> None:
+    """Free an anonymous frame that nobody maps any more; pages of objects stay with their object."""
+    if int(memory.frames.rmap[pfn]) == 0 and not memory.is_object_page(pfn):
+        memory.lru_del(pfn)
+        free_page(memory, pfn)
+
+
+def unmap_range(memory: Memory, vma: Vma) -> None:
+    """`zap_page_range`: empty every entry of a VMA (or a part that `Vma.cut` gave)."""
+    pte = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
+    for offset in np.flatnonzero(pte & np.uint32(PTE_PRESENT)).tolist():
+        pfn = remove_mapping(memory, vma.slot + offset)
+        drop_if_unused(memory, pfn)

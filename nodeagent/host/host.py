@@ -1,0 +1,299 @@
+"""The host participant: one emulated Linux that runs its programs through an epoch and talks to pool and devices.
+
+Within an epoch the programs take turns in slices of virtual time; after them, in the same slice, the kernel's own threads:
+kswapd of each node, the NUMA balancing scanner, the drivers' sampling. Where only the pool can help (an extent) the host stops
+at that instant and goes on, with the same access, when the answer is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from privmem.nodeagent.host import far_memory, numa_balancing, oom
+from privmem.nodeagent.host.audit import validate_memory
+from privmem.nodeagent.host.costs import ACCESS_BYTES
+from privmem.nodeagent.host.memory import NUMASTAT, Memory, Node, NodeSpec, NumaBalancing, Sysctl
+from privmem.nodeagent.host.page_alloc import NeedsExtent
+from privmem.nodeagent.host.program import AccessStream, Program, ProgramSpec
+from privmem.nodeagent.host.reclaim import run_kswapd
+from privmem.nodeagent.host.resolve import Resolver
+from privmem.nodeagent.host.task import Task, set_boot_policy
+from privmem.scheduler.errors import ProtocolError
+from privmem.scheduler.messages import (
+    RESULTS,
+    DeviceReport,
+    EpochBegin,
+    ExtentGranted,
+    ExtentRefused,
+    Message,
+    PagesStored,
+    ReleaseExtent,
+    RequestExtent,
+    Sample,
+    Traffic,
+)
+from privmem.scheduler.participant import Clock, Mailer, Outbox
+from privmem.scheduler.topology import HostTopology
+
+#: After a refusal the host asks the pool for no more until this time has passed.
+EXTENT_RETRY_NS = 10_000_000
+
+
+class Host:
+    """One emulated Linux host.
+
+    `spec` is plain data: {"name", "scheduler", "slice_ns", "sample_every", "design", "topology", "nodes": [NodeSpec fields],
+    "sysctl": {...}, "programs": [ProgramSpec fields and "policy"]}; `streams` the access stream of each program, in order.
+    """
+
+    def __init__(self, spec: dict[str, Any], streams: list[AccessStream]) -> None:
+        self.spec = spec
+        self.name: str = spec["name"]
+        self.mail = Mailer(self.name)
+        knobs = dict(spec["sysctl"])
+        sysctl = Sysctl(numa_balancing=NumaBalancing(**knobs.pop("numa_balancing")), **knobs)
+        topology = HostTopology.from_spec(spec["topology"])
+        self.memory = Memory(topology, [NodeSpec(**n) for n in spec["nodes"]], sysctl)
+        self.resolver = Resolver(topology, spec["design"])
+        self.resolver.install_tiers(self.memory)
+        self._node_of_device = {n.spec.device: n for n in self.memory.nodes.values()}
+        self.programs: list[Program] = []
+        for entry, stream in zip(spec["programs"], streams, strict=True):
+            fields = dict(entry)
+            task = Task(fields["pid"], fields["cpu"], self.resolver)
+            set_boot_policy(task, fields.pop("policy"))
+            self.programs.append(Program(ProgramSpec(**fields), task, stream, self.memory))
+        self.epoch = -1
+        self.slice_start_ns = 0
+        #: Whose turn it is in the slice: programs first, then the kernel threads.
+        self.turn = 0
+        #: Node for which an answer of the pool is awaited, or -1.
+        self.waiting_nid = -1
+        self.sent_traffic: dict[int, bool] = {}
+        self.seen_accesses = self.memory.nr_accesses.copy()
+
+    # -- the participant's interface ------------------------------------------------------------------------------
+
+    def step(self, inbox: list[Message], clock: Clock) -> Outbox:
+        """Take in answers and reports, then run on: to the end of the epoch, or to where an extent is needed."""
+        if clock.epoch != self.epoch:
+            self._begin_epoch(clock)
+        for message in inbox:
+            self._receive(message)
+        if self.waiting_nid < 0 and self.slice_start_ns < clock.end_ns:
+            self._refresh_costs()
+            if self._run(clock):
+                self._end_epoch(clock)
+        for device, body in self.memory.outgoing.take():
+            self.mail.send(device, self.memory.now_ns, body)
+        reached = self.memory.now_ns if self.waiting_nid >= 0 else clock.end_ns
+        return Outbox(self.mail.take(), reached, finished=all(p.ended for p in self.programs))
+
+    def _begin_epoch(self, clock: Clock) -> None:
+        self.epoch = clock.epoch
+        self.slice_start_ns = clock.start_ns
+        self.turn = 0
+
+    def _receive(self, message: Message) -> None:
+        body = message.body
+        match body:
+            case EpochBegin():
+                pass
+            case ExtentGranted():
+                node = self.memory.nodes[body.nid]
+                self.memory.online(node, body.start, body.nr_pages)
+                self.memory.setup_watermarks()
+                self.memory.vmstat.add("extents_granted")
+                self.waiting_nid = -1
+            case ExtentRefused():
+                self.memory.nodes[body.nid].refused_until_ns = self.memory.now_ns + EXTENT_RETRY_NS
+                self.memory.vmstat.add("extents_refused")
+                self.waiting_nid = -1
+            case PagesStored():
+                node = self._node_of_device[message.sender]
+                node.unacknowledged_pages -= body.count
+                node.credit_pages = body.credit_pages
+            case DeviceReport():
+                node = self._node_of_device[message.sender]
+                node.read_ns, node.write_ns = body.read_ns, body.write_ns
+            case _:
+                raise ProtocolError(f"{self.name} cannot handle {type(body).__name__} from {message.sender}")
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def _run(self, clock: Clock) -> bool:
+        """Run slices up to the epoch's end. False when the host had to stop for an extent."""
+        while self.slice_start_ns < clock.end_ns:
+            until = min(self.slice_start_ns + self.spec["slice_ns"], clock.end_ns)
+            try:
+                while self.turn < len(self.programs) + len(self.memory.nodes) + 1:
+                    self._take_turn(self.turn, until)
+                    self.turn += 1
+            except NeedsExtent as need:
+                self._request_extent(need.nid, until)
+                return False
+            self.turn = 0
+            self.slice_start_ns = until
+        return True
+
+    def _take_turn(self, turn: int, until: int) -> None:
+        memory = self.memory
+        memory.now_ns = max(memory.now_ns, self.slice_start_ns)
+        if turn < len(self.programs):
+            program = self.programs[turn]
+            program.time_ns = max(program.time_ns, self.slice_start_ns)
+            program.run(memory, until)
+            if memory.out_of_memory:
+                memory.out_of_memory = False
+                oom.kill_largest(memory, self.programs)
+            return
+        turn -= len(self.programs)
+        nodes = sorted(memory.nodes)
+        if turn < len(nodes):
+            run_kswapd(memory, memory.nodes[nodes[turn]], until - self.slice_start_ns)
+            return
+        for program in self.programs:
+            if not program.ended:
+                numa_balancing.scan(memory, program.task, memory.numa_balancing)
+        far_memory.sample(memory)
+
+    def _request_extent(self, nid: int, until: int) -> None:
+        memory = self.memory
+        node = memory.nodes[nid]
+        memory.now_ns = min(memory.now_ns, until)
+        memory.vmstat.add("extents_requested")
+        self.waiting_nid = nid
+        request = RequestExtent(node.spec.device, nid, node.spec.extent_pages)
+        self.mail.send(self.spec["scheduler"], memory.now_ns, request)
+
+    def _refresh_costs(self) -> None:
+        for program in self.programs:
+            program.set_costs(self.memory)
+
+    # -- the end of an epoch --------------------------------------------------------------------------------------
+
+    def _end_epoch(self, clock: Clock) -> None:
+        memory = self.memory
+        memory.now_ns = clock.end_ns
+        accessed = memory.nr_accesses - self.seen_accesses
+        self.seen_accesses = memory.nr_accesses.copy()
+        for nid, node in memory.nodes.items():
+            read = int(accessed[nid, 0]) * ACCESS_BYTES + node.migrated_read_bytes
+            write = int(accessed[nid, 1]) * ACCESS_BYTES + node.migrated_write_bytes
+            node.migrated_read_bytes = node.migrated_write_bytes = 0
+            if read or write or self.sent_traffic.get(nid):
+                self.mail.send(node.spec.device, clock.end_ns, Traffic(clock.epoch, read, write))
+            self.sent_traffic[nid] = bool(read or write)
+            self._give_back_extent(node)
+        if (clock.epoch + 1) % self.spec["sample_every"] == 0:
+            self._sample(clock)
+
+    def _give_back_extent(self, node: Node) -> None:
+        """A pooled node with two extents' worth of free pages gives one back, if one is entirely free.
+
+        Two, so that a host at the border does not ask for at once what it just gave back.
+        """
+        if not node.spec.pooled or node.free_pages < 2 * node.spec.extent_pages + node.wmark.high_pages:
+            return
+        for start, nr_pages in reversed(node.extents):
+            if self.memory.offline(node, start, nr_pages):
+                self.memory.setup_watermarks()
+                self.memory.vmstat.add("extents_released")
+                for device, body in self.memory.outgoing.take():
+                    self.mail.send(device, self.memory.now_ns, body)
+                self.mail.send(node.spec.device, self.memory.now_ns, ReleaseExtent(node.nid, start, nr_pages))
+                return
+
+    def _sample(self, clock: Clock) -> None:
+        when = {"epoch": clock.epoch, "time_ns": clock.end_ns, "host": self.name}
+        events = {
+            "accesses": sum(p.accesses_done for p in self.programs),
+            "access_ns": sum(p.access_ns for p in self.programs),
+            "fault_ns": sum(p.fault_ns for p in self.programs),
+        }
+        rows = [when | {"nid": nid} | self._node_numbers(node) for nid, node in self.memory.nodes.items()]
+        self.mail.send(RESULTS, clock.end_ns, Sample("host", [when | events | self.memory.vmstat.count]))
+        self.mail.send(RESULTS, clock.end_ns, Sample("host_node", rows))
+
+    def _node_numbers(self, node: Node) -> dict[str, int]:
+        inactive_anon, active_anon, inactive_file, active_file = self.memory.lru_sizes(node.nid)
+        numastat = self.memory.numastat[node.nid].tolist()
+        reads, writes = self.memory.nr_accesses[node.nid].tolist()
+        return {
+            "present_pages": node.managed_pages,
+            "free_pages": node.free_pages,
+            "active_anon": active_anon,
+            "inactive_anon": inactive_anon,
+            "active_file": active_file,
+            "inactive_file": inactive_file,
+            "accesses": reads + writes,
+            "reads": reads,
+            "writes": writes,
+            **dict(zip(NUMASTAT, numastat, strict=True)),
+        }
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole state; see participant.Participant."""
+        return {
+            "seq": self.mail.seq,
+            "memory": self.memory.snapshot(),
+            "programs": [p.snapshot() for p in self.programs],
+            "epoch": self.epoch,
+            "slice_start_ns": self.slice_start_ns,
+            "turn": self.turn,
+            "waiting_nid": self.waiting_nid,
+            "sent_traffic": dict(self.sent_traffic),
+            "seen_accesses": self.seen_accesses.copy(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Take over a snapshot of a host of the same spec."""
+        self.mail.seq = snapshot["seq"]
+        self.memory.restore(snapshot["memory"])
+        for program, state in zip(self.programs, snapshot["programs"], strict=True):
+            program.restore(state)
+        for name in ("epoch", "slice_start_ns", "turn", "waiting_nid"):
+            setattr(self, name, snapshot[name])
+        self.sent_traffic = dict(snapshot["sent_traffic"])
+        self.seen_accesses[:] = snapshot["seen_accesses"]
+
+    def counters(self) -> dict[str, int]:
+        """Events, accesses and clocks: whatever the host does moves one of them."""
+        numbers = dict(self.memory.vmstat.count)
+        numbers["now_ns"] = self.memory.now_ns
+        for program in self.programs:
+            numbers[f"{program.spec.name}.accesses"] = program.accesses_done
+            numbers[f"{program.spec.name}.time_ns"] = program.time_ns
+        return numbers
+
+    def summary(self) -> dict[str, Any]:
+        """vmstat, nodes and programs."""
+        nodes = {}
+        for nid, node in self.memory.nodes.items():
+            place = self.memory.topology.node(nid)
+            nodes[nid] = self._node_numbers(node) | {
+                "device": node.spec.device,
+                "private": node.private,
+                "cpus": list(place.cpus),
+                "extents": len(node.extents),
+            }
+        programs = {
+            p.spec.name: {
+                "accesses": p.accesses_done,
+                "access_ns": int(p.access_ns),
+                "fault_ns": p.fault_ns,
+                "time_ns": p.time_ns,
+                "ended": p.ended,
+                "killed": p.killed,
+                "spec": asdict(p.spec),
+            }
+            for p in self.programs
+        }
+        return {"vmstat": dict(self.memory.vmstat.count), "nodes": nodes, "processes": programs}
+
+    def validate(self) -> None:
+        """Every frame in exactly one state, counters equal to a recount, nothing where its node forbids it."""
+        validate_memory(self.memory)

@@ -1,0 +1,289 @@
+"""The memory of one host: nodes with their zone, LRU lists and counters, over one frame table and one page table.
+
+This is the state that fault, page_alloc, reclaim and migrate work on (`pglist_data`, `struct zone`, `lruvec`). One zone a
+node: Normal for memory that the kernel may use itself, Movable for what came by hotplug.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from privmem.nodeagent.buddy import Buddy
+from privmem.nodeagent.host import _lru_kernel as lru_kernel
+from privmem.nodeagent.host.frames import FrameTable
+from privmem.nodeagent.host.layout import NIL, NR_LRU_LISTS, PG_OBJECT
+from privmem.nodeagent.host.mm import PageTable
+from privmem.nodeagent.host.outgoing import Outgoing
+from privmem.nodeagent.host.vmstat import Vmstat
+from privmem.scheduler.abi import MAX_NUMNODES, Feature, Reason
+from privmem.scheduler.topology import HostTopology
+from privmem.scheduler.watermark import Watermarks, host_watermarks
+
+# Columns of `Memory.numastat`, as in /sys/devices/system/node/nodeN/numastat.
+NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, INTERLEAVE_HIT, LOCAL_NODE, OTHER_NODE = range(6)
+NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """How a node of this host is backed; placement facts are in its `HostTopology` entry."""
+
+    nid: int
+    device: str  # participant name of the device
+    span_pages: int  # most pages that the node can have on this host
+    boot_pages: int  # online from the start
+    read_ns: int  # unloaded latencies
+    write_ns: int
+    stores: bool  # the device keeps the content of the pages (compressed, slow distributed memory)
+    compressed: bool
+    pooled: bool  # memory comes and goes by extents
+    extent_pages: int
+    credit_pages: int  # pages that a storing device takes before its first answer
+
+
+@dataclass(frozen=True, slots=True)
+class NumaBalancing:
+    """Knobs of NUMA balancing, under their sysctl or debugfs names."""
+
+    mode: int = 2  # kernel.numa_balancing; 2 is memory tiering
+    scan_period_ns: int = 1_000_000_000  # sched/numa_balancing/scan_period_min_ms
+    scan_size_bytes: int = 256 << 20  # sched/numa_balancing/scan_size_mb
+    hot_threshold_ns: int = 1_000_000_000  # sched/numa_balancing/hot_threshold_ms
+    promote_rate_limit: int = 65536 << 20  # numa_balancing_promote_rate_limit_MBps, here bytes per second
+
+    @property
+    def tiering(self) -> bool:
+        return self.mode == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """Kernel knobs of a host; defaults are those of Linux 6.1, but for demotion, which is off there."""
+
+    numa_balancing: NumaBalancing
+    demotion_enabled: bool = True  # /sys/kernel/mm/numa/demotion_enabled
+    watermark_scale_factor: int = 10  # vm.watermark_scale_factor
+
+
+class Node:
+    """A node and its one zone."""
+
+    def __init__(self, spec: NodeSpec, features: Feature, private: bool, start_pfn: int, buddy: Buddy) -> None:
+        self.spec = spec
+        self.nid = spec.nid
+        self.features = features
+        self.private = private
+        #: User stores must not reach the node in place: pages are mapped read-only, a write fault promotes.
+        self.fenced = not features & Feature.USER_WRITE
+        self.start_pfn = start_pfn
+        self.buddy = buddy
+        self.managed_pages = 0
+        self.wmark = Watermarks(0, 0, 0, 0)
+        self.kswapd_awake = False
+        self.read_ns = spec.read_ns
+        self.write_ns = spec.write_ns
+        #: Pages that the storing device still takes for certain (see messages.PagesStored).
+        self.credit_pages = spec.credit_pages
+        self.unacknowledged_pages = 0
+        #: Extents that the host holds of a pooled device: (start, pages), in device pages, in order of arrival.
+        self.extents: list[tuple[int, int]] = []
+        #: After a refusal, no further request before this time.
+        self.refused_until_ns = 0
+        self.migrated_read_bytes = 0
+        self.migrated_write_bytes = 0
+
+    @property
+    def free_pages(self) -> int:
+        return self.buddy.free_pages
+
+    @property
+    def store_room_pages(self) -> int:
+        """How many pages the device is certain to take now."""
+        return self.credit_pages - self.unacknowledged_pages
+
+    def can_grow(self, now_ns: int) -> bool:
+        """Whether asking the pool for an extent makes sense."""
+        grown = sum(pages for _, pages in self.extents) + self.spec.extent_pages
+        return self.spec.pooled and now_ns >= self.refused_until_ns and grown <= self.spec.span_pages
+
+
+class Memory:
+    """All memory of a host."""
+
+    def __init__(self, topology: HostTopology, specs: list[NodeSpec], knobs: Sysctl) -> None:
+        self.topology = topology
+        self.frames = FrameTable({s.nid: s.span_pages for s in specs})
+        self.page_table = PageTable()
+        self.vmstat = Vmstat()
+        self.watermark_scale = knobs.watermark_scale_factor
+        self.now_ns = 0
+        #: Time of kernel work done on behalf of whoever faults, not yet charged to him (direct reclaim).
+        self.charge_ns = 0
+        self.demotion_enabled = knobs.demotion_enabled
+        self.numa_balancing = knobs.numa_balancing
+        #: Start of the running second of the promotion rate limit, and the candidates counted before it.
+        self.rate_window_ns = 0
+        self.rate_window_start = 0
+        #: When the drivers look at accessed bits next.
+        self.next_sample_ns = 0
+        #: Set by a fault that found no memory, taken back by the OOM killer.
+        self.out_of_memory = False
+        #: Node -> demotion targets in the order in which they are tried; nodes of the fastest tier.
+        self.demotion_targets: dict[int, tuple[int, ...]] = {}
+        self.top_tier: frozenset[int] = frozenset()
+        lists = NR_LRU_LISTS * MAX_NUMNODES
+        self.lru_head = np.full(lists, NIL, dtype=np.int32)
+        self.lru_tail = np.full(lists, NIL, dtype=np.int32)
+        self.lru_size = np.zeros(lists, dtype=np.int64)
+        self.numastat = np.zeros((MAX_NUMNODES, len(NUMASTAT)), dtype=np.int64)
+        #: Accesses by node: reads, writes.
+        self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
+        self.outgoing = Outgoing()
+        self.nodes: dict[int, Node] = {}
+        for spec in sorted(specs, key=lambda s: s.nid):
+            self._add_node(spec)
+        self.setup_watermarks()
+
+    def _add_node(self, spec: NodeSpec) -> None:
+        where = self.topology.node(spec.nid)
+        start = self.frames.start_pfn[spec.nid]
+        frames = self.frames
+        buddy = Buddy(start, start + spec.span_pages, frames.next_, frames.prev, frames.block_order)
+        node = Node(spec, where.features, where.private, start, buddy)
+        self.nodes[spec.nid] = node
+        if spec.boot_pages:
+            self.online(node, 0, spec.boot_pages)
+
+    def online(self, node: Node, start: int, nr_pages: int) -> None:
+        """`online_pages`: device pages [start, start + nr_pages) become free memory of the node."""
+        node.buddy.add_range(node.start_pfn + start, nr_pages)
+        node.managed_pages += nr_pages
+        if node.spec.pooled:
+            node.extents.append((start, nr_pages))
+
+    def offline(self, node: Node, start: int, nr_pages: int) -> bool:
+        """`offline_pages` of a range without a single page in use; False when there is one."""
+        if not node.buddy.remove_range(node.start_pfn + start, nr_pages):
+            return False
+        node.managed_pages -= nr_pages
+        node.extents.remove((start, nr_pages))
+        return True
+
+    def setup_watermarks(self) -> None:
+        """`setup_per_zone_wmarks`: after boot and after each hotplug."""
+        managed = {nid: node.managed_pages for nid, node in self.nodes.items()}
+        movable = self.topology.memory & ~self.topology.normal_zone
+        for nid, wmark in host_watermarks(managed, movable, self.watermark_scale).items():
+            self.nodes[nid].wmark = wmark
+
+    def take_charge(self) -> int:
+        """Kernel time to be charged to the faulting task now."""
+        charge, self.charge_ns = self.charge_ns, 0
+        return charge
+
+    def mapped_once(self, pfn: int) -> bool:
+        """Whether exactly one page-table entry maps the frame."""
+        slot = int(self.frames.rmap[pfn])
+        return slot != 0 and int(self.page_table.rmap_next[slot]) == 0
+
+    def is_object_page(self, pfn: int) -> bool:
+        """Whether the frame belongs to a file or shared-memory object."""
+        return bool(self.frames.flags[pfn] & PG_OBJECT)
+
+    # -- LRU ------------------------------------------------------------------------------------------------------
+
+    def lru_arrays(self) -> tuple[np.ndarray, ...]:
+        """The arrays that the LRU kernel takes, in its order."""
+        f = self.frames
+        return self.lru_head, self.lru_tail, self.lru_size, f.next_, f.prev, f.flags
+
+    def rmap_arrays(self) -> tuple[np.ndarray, ...]:
+        """The reverse map's arrays, in the kernel's order."""
+        return self.frames.rmap, self.page_table.rmap_next, self.page_table.pte
+
+    def lru_add(self, pfn: int) -> None:
+        """`folio_add_lru`."""
+        base = self.frames.nid_of(pfn) * NR_LRU_LISTS
+        lru = lru_kernel.lru_of(base, self.frames.flags[pfn])
+        lru_kernel.lru_add(lru, pfn, *self.lru_arrays())
+
+    def lru_del(self, pfn: int) -> None:
+        """`lruvec_del_folio`."""
+        base = self.frames.nid_of(pfn) * NR_LRU_LISTS
+        lru = lru_kernel.lru_of(base, self.frames.flags[pfn])
+        lru_kernel.lru_del(lru, pfn, *self.lru_arrays())
+
+    def lru_sizes(self, nid: int) -> list[int]:
+        """Frames on (inactive anon, active anon, inactive file, active file)."""
+        return [int(n) for n in self.lru_size[nid * NR_LRU_LISTS : (nid + 1) * NR_LRU_LISTS]]
+
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "frames": self.frames.snapshot(),
+            "page_table": self.page_table.snapshot(),
+            "vmstat": dict(self.vmstat.count),
+            "now_ns": self.now_ns,
+            "charge_ns": self.charge_ns,
+            "next_sample_ns": self.next_sample_ns,
+            "rate_window": [self.rate_window_ns, self.rate_window_start],
+            "lru_head": self.lru_head.copy(),
+            "lru_tail": self.lru_tail.copy(),
+            "lru_size": self.lru_size.copy(),
+            "numastat": self.numastat.copy(),
+            "nr_accesses": self.nr_accesses.copy(),
+            "outgoing": self.outgoing.snapshot(),
+            "nodes": {nid: _node_snapshot(node) for nid, node in self.nodes.items()},
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self.frames.restore(snapshot["frames"])
+        self.page_table.restore(snapshot["page_table"])
+        self.vmstat.restore(snapshot["vmstat"])
+        self.now_ns = snapshot["now_ns"]
+        self.charge_ns = snapshot["charge_ns"]
+        self.next_sample_ns = snapshot["next_sample_ns"]
+        self.rate_window_ns, self.rate_window_start = snapshot["rate_window"]
+        for name in ("lru_head", "lru_tail", "lru_size", "numastat", "nr_accesses"):
+            getattr(self, name)[:] = snapshot[name]
+        self.outgoing.restore(snapshot["outgoing"])
+        for nid, node in self.nodes.items():
+            _node_restore(node, snapshot["nodes"][nid])
+        self.setup_watermarks()
+
+
+_NODE_NUMBERS = (
+    "managed_pages",
+    "kswapd_awake",
+    "read_ns",
+    "write_ns",
+    "credit_pages",
+    "unacknowledged_pages",
+    "refused_until_ns",
+    "migrated_read_bytes",
+    "migrated_write_bytes",
+)
+
+
+def _node_snapshot(node: Node) -> dict[str, Any]:
+    numbers = {name: getattr(node, name) for name in _NODE_NUMBERS}
+    return numbers | {"extents": [list(e) for e in node.extents], "buddy": node.buddy.lists_snapshot()}
+
+
+def _node_restore(node: Node, snapshot: dict[str, Any]) -> None:
+    for name in _NODE_NUMBERS:
+        setattr(node, name, snapshot[name])
+    node.extents = [(int(a), int(b)) for a, b in snapshot["extents"]]
+    node.buddy.lists_restore(snapshot["buddy"])
+
+
+def note_origin(memory: Memory, pfn: int, reason: Reason, owner: int) -> None:
+    """Every page remembers where it came from, for whom, and why (DESIGN, section 1)."""
+    frames = memory.frames
+    frames.reason[pfn] = int(reason)
+    frames.origin_nid[pfn] = frames.nid_of(pfn)
+    frames.owner[pfn] = owner

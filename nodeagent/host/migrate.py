@@ -1,0 +1,100 @@
+"""Moving pages between nodes: mappings, identity, content, and what the move costs.
+
+Models `migrate_pages` of Linux 6.1 for order-0 folios that can always be unmapped. A page that lands on a storing device goes
+out as content (messages.StorePages); one that leaves it is freed there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from privmem.nodeagent.host import _lru_kernel as lru_kernel
+from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
+from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT
+from privmem.nodeagent.host.memory import Memory, Node
+from privmem.nodeagent.host.page_alloc import release_frames
+from privmem.scheduler.abi import PAGE_SIZE, Reason
+from privmem.scheduler.errors import InvariantError
+
+
+def room_pages(target: Node) -> int:
+    """How many pages may move onto a node now: down to its min watermark, and no more than its device surely takes."""
+    room = target.free_pages - target.wmark.min_pages
+    if target.spec.stores:
+        room = min(room, target.store_room_pages)
+    return max(0, room)
+
+
+def migrate_cost_ns(source: Node, target: Node) -> int:
+    """Time of one page's move: kernel work, and the copy with several cache lines in flight."""
+    lines = PAGE_SIZE // ACCESS_BYTES
+    return MIGRATE_NS + (source.read_ns + target.write_ns) * lines // COPY_LINES_IN_FLIGHT
+
+
+def migrate_isolated(
+    memory: Memory, pfns: np.ndarray, source: Node, target: Node, reason: Reason
+) -> np.ndarray:
+    """Move isolated frames (allocated, on no list, all of `source`) onto `target`, which has room. Returns the new frames."""
+    if len(pfns) > room_pages(target):
+        raise InvariantError(f"{len(pfns)} pages do not fit into node {target.nid}")
+    new = target.buddy.alloc_bulk(len(pfns))
+    move_to_frames(memory, pfns, new, reason)
+    return new
+
+
+def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Reason) -> None:
+    """`migrate_folio_move`: pages in isolated frames of one node go into frames just allocated on another node.
+
+    The new frames go to the head of the list that their flags name; the old ones are freed. Every page remembers `reason` as
+    why it is where it is now, and keeps the node of its origin.
+    """
+    source = memory.nodes[memory.frames.nid_of(int(pfns[0]))]
+    target = memory.nodes[memory.frames.nid_of(int(new[0]))]
+    nr = len(pfns)
+    frames = memory.frames
+    if target.spec.stores:
+        _advance_written(memory, pfns)
+    lru_kernel.move_frames(
+        pfns,
+        new,
+        nr,
+        target.fenced,
+        frames.flags,
+        *memory.rmap_arrays(),
+        frames.version,
+        frames.scan_ms,
+        frames.reason,
+        frames.origin_nid,
+        frames.owner,
+        frames.object_id,
+        frames.object_index,
+    )
+    frames.reason[new] = int(reason)
+    for at in np.flatnonzero(frames.flags[new] & PG_OBJECT).tolist():
+        memory.object_moved(int(pfns[at]), int(new[at]))
+    if target.spec.stores:
+        store_content(memory, target, new)
+    release_frames(memory, source, pfns)
+    lru_kernel.putback(new, nr, target.nid * NR_LRU_LISTS, *memory.lru_arrays())
+    source.migrated_read_bytes += nr * PAGE_SIZE
+    target.migrated_write_bytes += nr * PAGE_SIZE
+    memory.vmstat.add("pgmigrate_success", nr)
+
+
+def store_content(memory: Memory, target: Node, pfns: np.ndarray) -> None:
+    """Queue the content of frames of a storing node for its device; counts against the device's credit."""
+    frames = memory.frames
+    source, index = memory.page_table.content_of(frames.rmap[pfns].astype(np.int64))
+    for at in np.flatnonzero(frames.flags[pfns] & PG_OBJECT).tolist():
+        source[at], index[at] = memory.object_content(int(pfns[at]))
+    memory.outgoing.store(
+        target.spec.device, pfns - target.start_pfn, source, index, frames.version[pfns]
+    )
+    target.unacknowledged_pages += len(pfns)
+
+
+def _advance_written(memory: Memory, pfns: np.ndarray) -> None:
+    """Pages written since somebody last looked at their content move on to their next version."""
+    dirty = np.zeros(len(pfns), dtype=np.uint16)
+    lru_kernel.collect_dirty(pfns, len(pfns), dirty, *memory.rmap_arrays())
+    memory.frames.version[pfns] += dirty

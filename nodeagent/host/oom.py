@@ -1,0 +1,33 @@
+"""The OOM killer: when neither reclaim nor the pool can help, the largest program goes.
+
+Models `oom_badness` of Linux 6.1 without oom_score_adj: the task with the most resident pages; the lower pid among equals.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from privmem.nodeagent.host.fault import unmap_range
+from privmem.nodeagent.host.layout import PTE_PRESENT
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.program import Program
+
+
+def kill_largest(memory: Memory, programs: list[Program]) -> None:
+    """`oom_kill_process`: the victim's memory is free at once."""
+    alive = [p for p in programs if not p.killed and _resident_pages(memory, p)]
+    if not alive:
+        return
+    victim = max(alive, key=lambda p: (_resident_pages(memory, p), -p.spec.pid))
+    for vma in victim.task.mm.vmas:
+        unmap_range(memory, vma)
+    victim.ended = victim.killed = True
+    memory.vmstat.add("oom_kill")
+
+
+def _resident_pages(memory: Memory, program: Program) -> int:
+    pte = memory.page_table.pte
+    return sum(
+        int(np.count_nonzero(pte[v.slot : v.slot + v.nr_pages] & np.uint32(PTE_PRESENT)))
+        for v in program.task.mm.vmas
+    )

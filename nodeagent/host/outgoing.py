@@ -1,0 +1,69 @@
+"""What a host has to tell its storing devices, in order, gathered into few messages.
+
+Pages move to and from a storing device in the order in which the kernel moved them: a page number may be freed and stored
+again within one step, so stores and frees must not overtake each other. Runs of the same kind become one message.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from privmem.scheduler.messages import Body, FreePages, StorePages
+
+_STORE, _FREE = 0, 1
+
+
+class Outgoing:
+    """Ordered page operations by device."""
+
+    def __init__(self) -> None:
+        #: device -> list of [kind, dpa list, source list, index list, version list]
+        self._runs: dict[str, list[list[Any]]] = {}
+
+    def store(self, device: str, dpa: np.ndarray, source: np.ndarray, index: np.ndarray, version: np.ndarray) -> None:
+        """Queue pages to be kept by `device`; arrays as in messages.StorePages."""
+        run = self._run(device, _STORE)
+        for column, values in zip(run[1:], (dpa, source, index, version), strict=True):
+            column.extend(values.tolist())
+
+    def free(self, device: str, dpa: np.ndarray) -> None:
+        """Queue pages that the device may forget."""
+        self._run(device, _FREE)[1].extend(dpa.tolist())
+
+    def _run(self, device: str, kind: int) -> list[Any]:
+        runs = self._runs.setdefault(device, [])
+        if not runs or runs[-1][0] != kind:
+            runs.append([kind, [], [], [], []])
+        return runs[-1]
+
+    def take(self) -> list[tuple[str, Body]]:
+        """All messages, by device name and then in order; the queue is empty afterwards."""
+        taken: list[tuple[str, Body]] = []
+        for device in sorted(self._runs):
+            for kind, dpa, source, index, version in self._runs[device]:
+                pages = np.array(dpa, dtype=np.int32)
+                if kind == _FREE:
+                    taken.append((device, FreePages(pages)))
+                    continue
+                taken.append(
+                    (
+                        device,
+                        StorePages(
+                            pages,
+                            np.array(source, dtype=np.uint16),
+                            np.array(index, dtype=np.uint32),
+                            np.array(version, dtype=np.uint16),
+                            np.zeros((0, 4096), dtype=np.uint8),
+                        ),
+                    )
+                )
+        self._runs = {}
+        return taken
+
+    def snapshot(self) -> dict[str, Any]:
+        return {device: [list(run) for run in runs] for device, runs in self._runs.items()}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self._runs = {device: [list(run) for run in runs] for device, runs in snapshot.items()}

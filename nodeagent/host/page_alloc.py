@@ -1,0 +1,133 @@
+"""The page allocator: walk the candidate zones, reclaim, and give up with -ENOMEM.
+
+Models `__alloc_pages` of Linux 6.1 for order-0 folios: fast path at the low watermark, then wake kswapd and try at
+min, then direct reclaim with a bounded number of fruitless rounds. Which zones are candidates was decided by policy,
+cpuset and isolation design (`scheduler` package); nothing here adds one. Left out: per-CPU lists, compaction, reserves below
+min for atomic callers.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from privmem.nodeagent.host.layout import PG_ALLOCATED
+from privmem.nodeagent.host.memory import (
+    INTERLEAVE_HIT,
+    LOCAL_NODE,
+    NUMA_FOREIGN,
+    NUMA_HIT,
+    NUMA_MISS,
+    OTHER_NODE,
+    Memory,
+    Node,
+    note_origin,
+)
+from privmem.scheduler.abi import Reason
+
+#: Fruitless rounds of direct reclaim before the allocator gives up; Linux `MAX_RECLAIM_RETRIES`.
+MAX_RECLAIM_RETRIES = 16
+
+
+class NeedsExtent(Exception):  # noqa: N818 - not an error: the host stops here and goes on when the pool has answered
+    """An allocation needs memory that only the pool can grant. Raised before anything has changed."""
+
+    def __init__(self, nid: int) -> None:
+        self.nid = nid
+        super().__init__(f"node {nid} needs an extent")
+
+
+@dataclass(frozen=True, slots=True)
+class AllocContext:
+    """One request, resolved (`struct alloc_context`)."""
+
+    #: Candidate nodes in the order in which they are tried: a zonelist, cut by nodemask and cpuset.
+    zones: tuple[int, ...]
+    reason: Reason
+    #: MPOL_PREFERRED_MANY: candidates of the second try, when `zones` have nothing free; None for no second try.
+    retry_zones: tuple[int, ...] | None = None
+    #: The CPU's own node, for local_node and other_node.
+    cpu_nid: int = 0
+    #: Process id, remembered in the frame.
+    owner: int = 0
+    may_reclaim: bool = True
+    interleave: bool = False
+
+
+def alloc_page(memory: Memory, ctx: AllocContext) -> int:
+    """A page frame for `ctx`, allocated and with its origin noted, or -ENOMEM. May raise NeedsExtent."""
+    if ctx.retry_zones is not None:
+        pfn = alloc_page(memory, replace(ctx, retry_zones=None, may_reclaim=False))
+        return pfn if pfn >= 0 else alloc_page(memory, replace(ctx, zones=ctx.retry_zones, retry_zones=None))
+    pfn = _get_page(memory, ctx, "low_pages")
+    if pfn < 0:
+        pfn = _alloc_slowpath(memory, ctx)
+    if pfn >= 0:
+        memory.frames.flags[pfn] = PG_ALLOCATED
+        memory.frames.version[pfn] = 0
+        memory.frames.scan_ms[pfn] = 0
+        note_origin(memory, pfn, ctx.reason, ctx.owner)
+        memory.vmstat.add("pgalloc")
+        _zone_statistics(memory, ctx, memory.frames.nid_of(pfn))
+    return pfn
+
+
+def _get_page(memory: Memory, ctx: AllocContext, mark: str) -> int:
+    """`get_page_from_freelist`: first zone that stays above the mark."""
+    for nid in ctx.zones:
+        node = memory.nodes[nid]
+        if node.free_pages > getattr(node.wmark, mark):
+            return node.buddy.alloc(0)
+        if node.free_pages <= node.wmark.low_pages and node.can_grow(memory.now_ns):
+            raise NeedsExtent(nid)
+    return -errno.ENOMEM
+
+
+def _alloc_slowpath(memory: Memory, ctx: AllocContext) -> int:
+    """`__alloc_pages_slowpath`."""
+    from privmem.nodeagent.host import reclaim  # both need each other, as in the kernel
+
+    for nid in ctx.zones:
+        reclaim.wake_kswapd(memory, memory.nodes[nid])
+    pfn = _get_page(memory, ctx, "min_pages")
+    if pfn >= 0 or not ctx.may_reclaim:
+        return pfn
+    fruitless = 0
+    while fruitless < MAX_RECLAIM_RETRIES:
+        memory.vmstat.add("allocstall")
+        progress = reclaim.direct_reclaim(memory, ctx.zones)
+        pfn = _get_page(memory, ctx, "min_pages")
+        if pfn >= 0:
+            return pfn
+        fruitless = 0 if progress else fruitless + 1
+    return -errno.ENOMEM
+
+
+def _zone_statistics(memory: Memory, ctx: AllocContext, nid: int) -> None:
+    """`zone_statistics` of mm/page_alloc.c."""
+    stat = memory.numastat
+    preferred = ctx.zones[0]
+    if nid == preferred:
+        stat[nid, NUMA_HIT] += 1
+        if ctx.interleave:
+            stat[nid, INTERLEAVE_HIT] += 1
+    else:
+        stat[nid, NUMA_MISS] += 1
+        stat[preferred, NUMA_FOREIGN] += 1
+    stat[nid, LOCAL_NODE if nid == ctx.cpu_nid else OTHER_NODE] += 1
+
+
+def free_page(memory: Memory, pfn: int) -> None:
+    """`__free_pages`: the frame is mapped nowhere and on no list. A storing device is told that the content is gone."""
+    release_frames(memory, memory.nodes[memory.frames.nid_of(pfn)], np.array([pfn], dtype=np.int32))
+
+
+def release_frames(memory: Memory, node: Node, pfns: np.ndarray) -> None:
+    """Give frames of one node back to its buddy."""
+    if node.spec.stores:
+        memory.outgoing.free(node.spec.device, pfns - node.start_pfn)
+    memory.frames.flags[pfns] = 0
+    node.buddy.free_bulk(pfns)
+    memory.vmstat.add("pgfree", len(pfns))

@@ -1,0 +1,165 @@
+"""A program: one task that makes the accesses of a workload, and the virtual time that this takes."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from privmem.nodeagent.host._access_kernel import run_accesses
+from privmem.nodeagent.host.fault import handle_fault
+from privmem.nodeagent.host.layout import STOP_BUDGET, STOP_END
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.mm import Vma
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import MAX_NUMNODES
+
+#: Accesses fetched from the stream at a time.
+BATCH = 1 << 14
+#: Where a program's memory is mapped: page 2**20 of its address space, 4 GiB up.
+BASE_VPN = 1 << 20
+
+
+class AccessStream(Protocol):
+    """A workload's accesses in order; implementations are in `cluster/workloads`."""
+
+    nr_pages: int
+
+    def fill(self, out: np.ndarray) -> int:
+        """Write the next accesses (`page << 1 | is_write`, uint32) and return how many; 0 when the workload has ended."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where the stream stands."""
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on from a snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """What runs, and how it is bound to its host."""
+
+    name: str
+    pid: int
+    cpu: int
+    threads: int  # accesses in flight at a time
+    think_ns: int  # CPU time of a thread between two accesses
+    source: int  # content of its pages, see `nodeagent/content.py`
+
+
+class Program:
+    """State of one program. Time is its own clock: the host lets its programs take turns in slices."""
+
+    def __init__(self, spec: ProgramSpec, task: Task, stream: AccessStream, memory: Memory) -> None:
+        self.spec = spec
+        self.task = task
+        self.stream = stream
+        self.batch = np.zeros(BATCH, dtype=np.uint32)
+        self.position = 0
+        self.filled = 0
+        self.time_ns = 0
+        #: Time of one thread not yet turned into `time_ns`: less than one ns of the whole program.
+        self.carry_ns = 0
+        self.accesses = 0
+        self.access_ns = 0  # time spent in accesses, without faults and thinking, summed over threads
+        self.fault_ns = 0
+        self.ended = False
+        self.killed = False
+        self.cost_ns = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
+        self.slot = memory.page_table.take(stream.nr_pages, task.mm.mm_id, BASE_VPN, spec.source)
+        task.mm.insert(Vma(BASE_VPN, BASE_VPN + stream.nr_pages, self.slot))
+
+    def set_costs(self, memory: Memory) -> None:
+        """Take over the devices' present latencies.
+
+        From another socket's CPU a node is farther by the ratio of the distances, as ACPI defines them (SLIT).
+        """
+        topology = memory.topology
+        for nid, node in memory.nodes.items():
+            here = topology.distance(self.task.cpu_nid, nid)
+            nearest = min(topology.distance(cpu_node, nid) for cpu_node in nodemask.nodes(topology.with_cpus))
+            think = self.spec.think_ns
+            self.cost_ns[nid, 0] = think + node.read_ns * here // nearest
+            self.cost_ns[nid, 1] = think + node.write_ns * here // nearest
+
+    def run(self, memory: Memory, until_ns: int) -> None:
+        """Make accesses until the program's clock reaches `until_ns` or the workload ends.
+
+        Raises NeedsExtent when the host must stop here; calling it again goes on with the same access.
+        """
+        while self.time_ns < until_ns and not self.ended:
+            if self.position == self.filled and not self._refill():
+                return
+            self.position, spent, why = run_accesses(
+                memory.page_table.pte,
+                self.batch,
+                self.position,
+                self.filled,
+                self.slot,
+                memory.frames.node_of_section,
+                self.cost_ns,
+                (until_ns - self.time_ns) * self.spec.threads - self.carry_ns,
+                memory.nr_accesses,
+            )
+            self.access_ns += spent
+            self._pass(spent)
+            if why not in (STOP_END, STOP_BUDGET):
+                self._fault(memory, until_ns)
+
+    def _fault(self, memory: Memory, until_ns: int) -> None:
+        access = int(self.batch[self.position])
+        memory.now_ns = max(memory.now_ns, min(self.time_ns, until_ns))
+        took = handle_fault(memory, self.task, BASE_VPN + (access >> 1), bool(access & 1))
+        if took == -errno.ENOMEM:
+            memory.out_of_memory = True
+            self._pass(memory.take_charge() + 1)
+            return
+        self.fault_ns += took
+        self._pass(took)
+
+    def _pass(self, thread_ns: int) -> None:
+        """Let time pass: with several threads, each ns of one thread is a fraction of the program's."""
+        self.carry_ns += int(thread_ns)
+        self.time_ns += self.carry_ns // self.spec.threads
+        self.carry_ns %= self.spec.threads
+
+    def _refill(self) -> bool:
+        self.accesses += self.filled
+        self.position = 0
+        self.filled = self.stream.fill(self.batch)
+        self.ended = self.filled == 0
+        return not self.ended
+
+    @property
+    def accesses_done(self) -> int:
+        return self.accesses + self.position
+
+    _NUMBERS = (
+        "position",
+        "filled",
+        "time_ns",
+        "carry_ns",
+        "accesses",
+        "access_ns",
+        "fault_ns",
+        "ended",
+        "killed",
+    )
+
+    def snapshot(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in self._NUMBERS}
+        return numbers | {
+            "batch": self.batch[: self.filled].copy(),
+            "stream": self.stream.snapshot(),
+            "task": self.task.snapshot(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        for name in self._NUMBERS:
+            setattr(self, name, snapshot[name])
+        self.batch[: self.filled] = snapshot["batch"]
+        self.stream.restore(snapshot["stream"])
+        self.task.restore(snapshot["task"])

@@ -1,0 +1,96 @@
+"""A task: the parts of `task_struct` that memory management reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.mm import Mm, Vma
+from privmem.nodeagent.host.page_alloc import AllocContext
+from privmem.nodeagent.host.resolve import Resolver
+from privmem.scheduler import mempolicy
+from privmem.scheduler.abi import Mpol, Reason
+from privmem.scheduler.errors import InvariantError
+from privmem.scheduler.mempolicy import IL_PREV_NONE, NUMA_NO_NODE, Mempolicy
+from privmem.scheduler.zonelist import AllocRequest
+
+
+class Task:
+    """One process of one thread group; its id is also that of its address space."""
+
+    def __init__(self, pid: int, cpu: int, resolver: Resolver) -> None:
+        self.pid = pid
+        self.resolver = resolver
+        self.mm = Mm(pid)
+        self.cpu = cpu
+        #: `set_mempolicy`'s policy; None is the default.
+        self.policy: Mempolicy | None = None
+        #: Effective mems of its cpuset.
+        self.mems_allowed = resolver.cpuset_nodes.memory
+        self.il_prev = IL_PREV_NONE
+        #: NUMA balancing: when it scans next, and from which page on.
+        self.next_scan_ns = 0
+        self.scan_vpn = 0
+
+    @property
+    def cpu_nid(self) -> int:
+        """`numa_node_id`."""
+        return self.resolver.topology.node_of_cpu(self.cpu)
+
+    def alloc_context(self, vma: Vma, vpn: int) -> AllocContext:
+        """`get_vma_policy` and `vma_alloc_folio`: what a fault at `vpn` asks the allocator for.
+
+        Interleaving goes by the page's offset in its VMA's object, which for anonymous memory is its address.
+        """
+        policy = vma.policy or self.policy
+        turn = NUMA_NO_NODE
+        if policy is not None and policy.mode == Mpol.INTERLEAVE:
+            offset = vpn if vma.object_id == 0 else vma.index + vpn - vma.start
+            turn = mempolicy.offset_il_node(policy, offset, self.cpu_nid)
+        request = mempolicy.request(policy, self.cpu_nid, self.mems_allowed, turn)
+        return self.context_of(request, interleave=turn != NUMA_NO_NODE)
+
+    def context_of(self, request: AllocRequest, interleave: bool = False) -> AllocContext:
+        """A request of this task with its candidate zones."""
+        retry = None
+        if request.retry_unmasked:
+            retry = self.resolver.candidates(request.unmasked(), self.mems_allowed)
+        zones = self.resolver.candidates(request, self.mems_allowed)
+        return AllocContext(
+            zones=zones,
+            retry_zones=retry,
+            reason=request.reason,
+            cpu_nid=self.cpu_nid,
+            owner=self.pid,
+            interleave=interleave,
+        )
+
+    def promotion_context(self) -> AllocContext:
+        """Where a page of compressed RAM goes when it is written: public nodes, from the CPU's node outwards."""
+        return self.context_of(AllocRequest(self.cpu_nid, None, Reason.PROMOTION))
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "policy": None if self.policy is None else self.policy.to_spec(),
+            "mems_allowed": self.mems_allowed,
+            "cpu": self.cpu,
+            "il_prev": self.il_prev,
+            "next_scan_ns": self.next_scan_ns,
+            "scan_vpn": self.scan_vpn,
+            "vmas": self.mm.to_spec(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        policy = snapshot["policy"]
+        self.policy = None if policy is None else Mempolicy.from_spec(policy)
+        for name in ("mems_allowed", "cpu", "il_prev", "next_scan_ns", "scan_vpn"):
+            setattr(self, name, snapshot[name])
+        self.mm.restore(snapshot["vmas"])
+
+
+def set_boot_policy(task: Task, spec: list[int]) -> None:
+    """The policy that a program starts under: [mode with flags, node mask]. The configuration was checked before."""
+    mode, nodes = spec
+    error, task.policy = mempolicy.new_policy(mode, nodes, task.mems_allowed, task.resolver.policy_nodes)
+    if error:
+        raise InvariantError(f"task {task.pid}: policy {mode} over nodes {nodes:b} is refused with errno {-error}")

@@ -1,0 +1,57 @@
+"""Event counters of a host, named as in /proc/vmstat (Linux 6.1) where the kernel has them."""
+
+from __future__ import annotations
+
+#: Kernel names first; the others are ours and say so.
+EVENTS = (
+    "pgalloc",
+    "pgfree",
+    "pgfault",
+    "pgreuse",  # write-protect faults that only made an entry writable
+    "pgcow",  # ours: copies on write
+    "pgscan_kswapd",
+    "pgscan_direct",
+    "pgsteal_kswapd",
+    "pgsteal_direct",
+    "pgactivate",
+    "pgdeactivate",
+    "pgdemote_kswapd",
+    "pgdemote_direct",
+    "pgpromote_success",  # by NUMA hint faults
+    "pgpromote_candidate",
+    "pgpromote_fence",  # by a write to a fenced page of compressed RAM (feature series F1)
+    "pgpromote_fence_fail",  # ours: no memory for it; the fault is tried again
+    "pgpromote_owner",  # ours: by the sampling of the driver that owns the node
+    "pgmigrate_success",
+    "pgmigrate_fail",
+    "numa_pte_updates",
+    "numa_hint_faults",
+    "numa_hint_faults_local",
+    "allocstall",
+    "kswapd_wake",  # ours: pageoutrun counts runs, not wakes
+    "kswapd_low_wmark_hit_quickly",
+    "oom_kill",
+    "demote_compressed",  # ours: pages demoted to a compressed node
+    "demote_pooled",  # ours: pages demoted to a pooled node
+    "store_refused",  # ours: demotions that found a storing device's credit used up
+    "extents_requested",
+    "extents_granted",
+    "extents_refused",
+    "extents_released",
+)
+
+
+class Vmstat:
+    """A fixed set of counters; unknown names raise."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count: dict[str, int] = dict.fromkeys(EVENTS, 0)
+
+    def add(self, event: str, by: int = 1) -> None:
+        """`count_vm_events`."""
+        self.count[event] += by
+
+    def restore(self, counts: dict[str, int]) -> None:
+        self.count = dict.fromkeys(EVENTS, 0) | {k: counts[k] for k in EVENTS}
