@@ -139,6 +139,11 @@ class HostTopology:
         """All CPUs, ascending."""
         return tuple(sorted(self._node_of_cpu))
 
+    @property
+    def cpu_nodes(self) -> tuple[int, ...]:
+        """Ids of the nodes that have CPUs, ascending."""
+        return tuple(nodemask.nodes(self.with_cpus))
+
     def with_feature(self, feature: Feature) -> int:
         """Memory nodes that have all of these features; a public node has them all."""
         granted = nodemask.of(n.nid for n in self.nodes if n.features & feature == feature)
