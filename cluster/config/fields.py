@@ -28,6 +28,11 @@ def refused(hint: str = "") -> PydanticCustomError:
     return PydanticCustomError(REFUSED, "refused", {"hint": hint})
 
 
+def wrong(what: str, allowed: str, hint: str = "") -> str:
+    """The text of every mistake."""
+    return f"found {what}; allowed: {allowed}" + (f"; did you mean {hint}?" if hint else "")
+
+
 def nearest(name: object, known: list[str]) -> str:
     """The known name that `name` probably misspells, or nothing."""
     folded = {item.lower(): item for item in known}

@@ -68,6 +68,7 @@ class Model(BaseModel):
 class _Device(Model):
     """What devices of every class have."""
 
+    device_class: str = Field(alias="class")  # stated by each class; here for its place, the first
     capacity_bytes: Annotated[int, _Capacity] = Field(
         description="Physical memory; a multiple of the 4 KiB page."
     )
@@ -75,10 +76,11 @@ class _Device(Model):
         default=False,
         description="Whether nodes of several hosts share it. Only a device under `devices` can be pooled.",
     )
-    extent_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
-        default=2 * _MIB,
+    extent_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] | None = Field(
+        default=None,
         description="What a pooled device grants to a host at once: a power of two that divides the "
-        "capacity. The default is one pageblock (Linux `pageblock_order` 9 on x86-64).",
+        "capacity; "
+        "when left out, 2MiB, one pageblock (Linux `pageblock_order` 9 on x86-64).",
     )
     quotas_bytes: dict[str, Annotated[int, size(0, CAPACITY_MAX_BYTES)]] = Field(
         default_factory=dict,
@@ -104,6 +106,13 @@ class _Device(Model):
         description="Latency under load: pairs of the utilisation in percent of the bandwidth, rising from "
         "0, and the latency in thousandths of the idle one, never falling; when left out, that of the class.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _extent_of_a_pool(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("pooled") is True and "extent" not in value:
+            return {**value, "extent": "2MiB"}
+        return value
 
 
 class PlainDevice(_Device):
@@ -199,6 +208,7 @@ class ReplayWorkload(Model):
 class _Synthetic(Model):
     """What every synthetic workload has."""
 
+    kind: str  # stated by each workload; here for its place, the first
     size_bytes: Annotated[int, size(PAGE_SIZE, CAPACITY_MAX_BYTES)] = Field(
         description="Memory that it touches; a multiple of the 4 KiB page."
     )
@@ -443,7 +453,7 @@ class Config(Model):
     )
     engine: EngineConfig = Field(description="Time.")
     results: ResultsConfig = Field(default=ResultsConfig(), description="Results.")
-    devices: dict[str, AnyDevice] = Field(
+    devices: dict[Annotated[str, Name()], AnyDevice] = Field(
         default_factory=dict, description="Devices that nodes name: pooled ones, and dedicated ones."
     )
     hosts: Annotated[tuple[HostConfig, ...], Field(min_length=1, max_length=1024)] = Field(

@@ -1,0 +1,175 @@
+"""Rules of a configuration that span several fields: the run, its devices, its recordings.
+
+`checks_host.py` has those of one host. Each mistake names the places that it was concluded from, so that it
+is dropped when one of them is broken by itself and was only filled in for the check (`problems.py`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterator
+
+from privmem.cluster.config import checks_host
+from privmem.cluster.config.checks_host import Mistake, not_among
+from privmem.cluster.config.fields import nearest, wrong
+from privmem.cluster.config.models import CompressedRam, Config, DeviceConfig, ReplayWorkload
+from privmem.cluster.config.shape import Path
+from privmem.cluster.config.units import format_size, format_time
+from privmem.cluster.errors import TraceError
+from privmem.scheduler.abi import PAGE_SIZE
+
+#: Highest level of each codec: LZ4HC_CLEVEL_MAX of lz4, and zstd's without its "ultra" memory needs is 19,
+#: with 22.
+_LEVEL_MAX = {"lz4": 12, "zstd": 22}
+
+
+def check_config(config: Config) -> list[Mistake]:
+    """Every mistake that no field shows on its own."""
+    mistakes = [*_engine(config), *_names(config), *_devices(config), *_device_users(config)]
+    for n, host in enumerate(config.hosts):
+        mistakes += checks_host.check_host(host, ("hosts", n))
+    return mistakes + list(_recordings(config))
+
+
+def _engine(config: Config) -> Iterator[Mistake]:
+    times_ns = {key: getattr(config.engine, f"{key}_ns") for key in ("slice", "epoch", "duration")}
+    for short, long in (("epoch", "duration"), ("slice", "epoch")):
+        if times_ns[short] > times_ns[long]:
+            text = wrong(format_time(times_ns[short]), f"at most the {long}, {format_time(times_ns[long])}")
+            yield Mistake(("engine", short), text, (("engine", short), ("engine", long)))
+
+
+def _names(config: Config) -> Iterator[Mistake]:
+    first: dict[str, int] = {}
+    for n, host in enumerate(config.hosts):
+        for name in host.names:
+            if name in first:
+                text = wrong(f"the host name {name!r}, taken by hosts.{first[name]}", "another name")
+                yield Mistake(("hosts", n, "name"), text, (*_name_of(n), *_name_of(first[name])))
+                break
+            first[name] = n
+
+
+def _name_of(n: int) -> tuple[Path, ...]:
+    return (("hosts", n, "name"), ("hosts", n, "count"))
+
+
+def _devices(config: Config) -> Iterator[Mistake]:
+    host_names = [name for host in config.hosts for name in host.names]
+    name_places = tuple(place for n in range(len(config.hosts)) for place in _name_of(n))
+    for name, device in config.devices.items():
+        place: Path = ("devices", name)
+        yield from _device(device, place)
+        for host in device.quotas_bytes:
+            if host not in host_names:
+                here = (*place, "quotas", host)
+                yield Mistake(here, not_among(host, host_names, "a host"), (here, *name_places))
+    for n, entry in enumerate(config.hosts):
+        for m, node in enumerate(entry.nodes):
+            if node.memory is None:
+                continue
+            place = ("hosts", n, "nodes", m, "memory")
+            yield from _device(node.memory, place)
+            if node.memory.pooled:
+                text = wrong("true for a device of one node", "false, or a device under `devices`")
+                yield Mistake((*place, "pooled"), text)
+
+
+def _device(device: DeviceConfig, place: Path) -> Iterator[Mistake]:
+    sizes = {"capacity": device.capacity_bytes}
+    if isinstance(device, CompressedRam):
+        sizes["perceived"] = device.perceived_bytes
+        yield from _compression(device, place)
+    for key, size_bytes in sizes.items():
+        if size_bytes % PAGE_SIZE:
+            yield Mistake((*place, key), wrong(format_size(size_bytes), "a multiple of the 4KiB page"))
+    for key, given in (("extent", device.extent_bytes is not None), ("quotas", bool(device.quotas_bytes))):
+        if given and not device.pooled:
+            text = wrong(f"{key} of a device that is not pooled", "with `pooled: true` only")
+            yield Mistake((*place, key), text, ((*place, key), (*place, "pooled")))
+    extent = device.extent_bytes
+    if extent is not None and (extent & (extent - 1) or device.capacity_bytes % extent):
+        capacity = format_size(device.capacity_bytes)
+        text = wrong(format_size(extent), f"a power of two that divides the capacity, {capacity}")
+        yield Mistake((*place, "extent"), text, ((*place, "extent"), (*place, "capacity")))
+    curve = device.loaded_latency
+    if curve is not None and not _is_curve(curve):
+        allowed = "[0, N] first, then pairs of rising utilisation and never falling latency"
+        yield Mistake((*place, "loaded_latency"), wrong("another list", allowed))
+
+
+def _is_curve(curve: tuple[tuple[int, int], ...]) -> bool:
+    rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in itertools.pairwise(curve))
+    return bool(curve) and curve[0][0] == 0 and rising
+
+
+def _compression(device: CompressedRam, place: Path) -> Iterator[Mistake]:
+    perceived, capacity = format_size(device.perceived_bytes), format_size(device.capacity_bytes)
+    if device.perceived_bytes < device.capacity_bytes:
+        text = wrong(perceived, f"at least the capacity, {capacity}")
+        yield Mistake((*place, "perceived"), text, ((*place, "perceived"), (*place, "capacity")))
+    level_max = _LEVEL_MAX[device.codec]
+    if device.level is not None and device.level > level_max:
+        text = wrong(str(device.level), f"a whole number from 1 to {level_max} with {device.codec}")
+        yield Mistake((*place, "level"), text, ((*place, "level"), (*place, "codec")))
+    for key, size_bytes in (("granule", device.granule_bytes), ("block", device.block_bytes)):
+        if size_bytes & (size_bytes - 1):
+            yield Mistake((*place, key), wrong(format_size(size_bytes), "a power of two"))
+    if device.granule_bytes > device.block_bytes:
+        text = wrong(
+            format_size(device.granule_bytes), f"at most the block, {format_size(device.block_bytes)}"
+        )
+        yield Mistake((*place, "granule"), text, ((*place, "granule"), (*place, "block")))
+
+
+def _device_users(config: Config) -> Iterator[Mistake]:
+    """References to named devices: known, and shared only when pooled."""
+    known = list(config.devices)
+    first: dict[str, str] = {}
+    for n, host in enumerate(config.hosts):
+        for m, node in enumerate(host.nodes):
+            name = node.device
+            place: Path = ("hosts", n, "nodes", m, "device")
+            if name is None:
+                continue
+            if name not in known:
+                yield Mistake(place, not_among(name, known, "a device"), (place,))
+            elif not config.devices[name].pooled:
+                what = ""
+                if name in first:
+                    what = f"{name!r}, which backs {first[name]} and is not pooled"
+                elif len(host.names) > 1:
+                    what = f"{name!r}, which is not pooled, on {len(host.names)} hosts"
+                if what:
+                    uses: tuple[Path, ...] = (place, ("devices", name, "pooled"), ("hosts", n, "count"))
+                    yield Mistake(place, wrong(what, "a device of its own, or a pooled one"), uses)
+                first.setdefault(name, f"hosts.{n}.nodes.{m}")
+
+
+def _recordings(config: Config) -> Iterator[Mistake]:
+    """Recordings can be opened. Their body is read, and checked, when the run is assembled."""
+    for n, host in enumerate(config.hosts):
+        for m, process in enumerate(host.processes):
+            if isinstance(process.workload, ReplayWorkload):
+                text = _recording(config, process.workload)
+                if text:
+                    yield Mistake(("hosts", n, "processes", m, "workload", "recording"), text)
+
+
+def _recording(config: Config, workload: ReplayWorkload) -> str:
+    path = config.recording_path(workload)
+    if not path.is_file():
+        beside = [str(item.relative_to(config.folder)) for item in config.folder.glob("**/*.pmtrace")]
+        hint = nearest(workload.recording, sorted(beside))
+        return wrong(f"{workload.recording!r}, no such file", "a .pmtrace file", hint)
+    # The reader brings arrays and codecs along: only a configuration with recordings pays for them.
+    try:
+        traces = importlib.import_module("privmem.cluster.traces")
+    except ModuleNotFoundError:
+        return ""
+    try:
+        traces.read_header(path)
+    except TraceError as error:
+        return wrong(f"{workload.recording!r}, a damaged file ({error})", "a .pmtrace file")
+    return ""
