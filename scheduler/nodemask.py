@@ -107,7 +107,7 @@ def parse(text: str) -> int:
     mask = 0
     for part in text.split(","):
         low_text, dash, high_text = part.strip().partition("-")
-        if not low_text.isdecimal() or (dash and not high_text.isdecimal()):
+        if not part.isascii() or not low_text.isdecimal() or (dash and not high_text.isdecimal()):
             raise ValueError(f"{text!r} is not a node list such as 0,2-4")
         low = int(low_text)
         high = int(high_text) if dash else low

@@ -56,7 +56,7 @@ class DeviceAccount:
         self.granted = {host: int(boot.get(host, 0)) for host in self.members}
         #: Admitted, not yet answered by the device: [host, nid, pages], in the order of admission.
         self.promised: list[list[Any]] = []
-        self.refused = dict.fromkeys(self.members, 0)
+        self.refused = dict.fromkeys(hosts, 0)
         self.admitted_pages = 0
         self.confirmed_pages = 0
         self.failed_pages = 0
@@ -125,7 +125,7 @@ class DeviceAccount:
             setattr(self, name, snapshot[name])
         self.granted = {host: int(snapshot["granted"][host]) for host in self.members}
         self.promised = [list(row) for row in snapshot["promised"]]
-        self.refused = {host: int(snapshot["refused"][host]) for host in self.members}
+        self.refused = {host: int(count) for host, count in snapshot["refused"].items()}
 
 
 class Scheduler:
@@ -206,7 +206,7 @@ class Scheduler:
             return
         error = account.admit(host, nid, pages)
         if error:
-            account.refused[host] = account.refused.get(host, 0) + 1
+            account.refused[host] += 1
             self.mail.send(host, time_ns, ExtentRefused(_DEVICE_PREFIX + device, host, nid, error))
         else:
             self.mail.send(_DEVICE_PREFIX + device, time_ns, AllocExtent(host, nid, pages))
