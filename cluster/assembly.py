@@ -66,3 +66,289 @@ def build(entry: ParticipantPlan, resources: dict[str, np.ndarray]) -> Participa
         return Device(entry.spec, resources)
     streams = [open_stream(spec, resources) for spec in entry.spec["streams"]]
     return Host(entry.spec, streams)
+
+
+def make_plan(config: Config) -> Plan:
+    """The plan of a configuration. Opens every recording; raises TraceError for one that is damaged."""
+    return _Assembly(config).plan()
+
+
+def host_address(name: str) -> str:
+    """Where a host's messages go."""
+    return f"host/{name}"
+
+
+def device_address(name: str) -> str:
+    """Where a device's messages go."""
+    return f"device/{name}"
+
+
+def zone_of(node: NodeConfig) -> str:
+    """Memory of nodes without CPUs comes by hotplug and is onlined movable, as dax/kmem does."""
+    return ZONE_NORMAL if node.cpus else ZONE_MOVABLE
+
+
+def features_of(node: NodeConfig) -> Feature:
+    """A private node has what it opted in to, a public one everything."""
+    if not node.private:
+        return Feature.ALL
+    mask = Feature.NONE
+    for name in node.features:
+        mask |= Feature[name.upper()]
+    return mask
+
+
+class _Assembly:
+    """The tables that grow while a configuration is walked."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.resources: dict[str, np.ndarray] = {}
+        #: Content sources of the run; a page names one by its position here plus one (0 is the zero page).
+        self.sources: list[dict[str, Any]] = []
+        self._source_ids: dict[str, int] = {}
+        self._recordings: dict[str, dict[str, Any]] = {}
+        #: Device name -> its configuration and the nodes that it backs: (host address, node).
+        self.devices: dict[str, DeviceConfig] = dict(config.devices)
+        self.backs: dict[str, list[tuple[str, NodeConfig]]] = {name: [] for name in config.devices}
+        self._name_devices()
+
+    def _name_devices(self) -> None:
+        for host in self.config.hosts:
+            for name in host.names:
+                for node in host.nodes:
+                    device = node.device or f"{name}.n{node.id}"
+                    if node.memory is not None:
+                        self.devices[device] = node.memory
+                    self.backs.setdefault(device, []).append((host_address(name), node))
+
+    def plan(self) -> Plan:
+        hosts = [self._host(host, name) for host in self.config.hosts for name in host.names]
+        devices = [self._device(name) for name in sorted(self.devices) if self.backs[name]]
+        entries = [self._scheduler(), *devices, *hosts]
+        plain = config_to_plain(self.config)
+        return Plan(
+            name=self.config.name,
+            seed=self.config.seed,
+            epoch_ns=self.config.engine.epoch_ns,
+            duration_ns=self.config.engine.duration_ns,
+            participants=tuple(sorted(entries, key=lambda e: e.name)),
+            resources=self.resources,
+            identity={"config": plain, "resources": {k: _fingerprint(v) for k, v in self.resources.items()}},
+        )
+
+    # -- hosts ----------------------------------------------------------------------------------------------------
+
+    def _host(self, host: HostConfig, name: str) -> ParticipantPlan:
+        streams, programs, needed = [], [], []
+        for number, process in enumerate(host.processes):
+            stream, source = self._workload(process, name)
+            streams.append(stream)
+            needed += [v for k, v in stream.items() if k == "accesses" and isinstance(v, str)]
+            programs.append(
+                {
+                    "name": process.name,
+                    "pid": number + 1,
+                    "cpu": process.cpu,
+                    "threads": process.threads,
+                    "think_ns": process.think_ns,
+                    "source": source,
+                    "policy": _policy(process),
+                }
+            )
+        spec = {
+            "name": host_address(name),
+            "scheduler": SCHEDULER_NAME,
+            "slice_ns": self.config.engine.slice_ns,
+            "sample_every": self.config.results.sample_every,
+            "design": self.config.design,
+            "topology": self._topology(host, name),
+            "nodes": [self._node(node, name) for node in host.nodes],
+            "sysctl": _sysctl(host),
+            "programs": programs,
+            "streams": streams,
+        }
+        return ParticipantPlan(host_address(name), HOST, spec, tuple(sorted(set(needed))))
+
+    def _topology(self, host: HostConfig, name: str) -> dict[str, Any]:
+        order = sorted(range(len(host.nodes)), key=lambda n: host.nodes[n].id)
+        matrix = distance_matrix(host)
+        nodes = []
+        for at in order:
+            node = host.nodes[at]
+            device = self.devices[node.device or f"{name}.n{node.id}"]
+            nodes.append(
+                {
+                    "nid": node.id,
+                    "cpus": list(node.cpus),
+                    "private": node.private,
+                    "features": int(features_of(node)),
+                    "zone": zone_of(node),
+                    "adistance": ADISTANCE_BY_CLASS[device.device_class],
+                    "device": node.device or f"{name}.n{node.id}",
+                    "span_pages": _perceived_pages(device),
+                }
+            )
+        return {"nodes": nodes, "distances": [[matrix[a][b] for b in order] for a in order]}
+
+    def _node(self, node: NodeConfig, name: str) -> dict[str, Any]:
+        device_name = node.device or f"{name}.n{node.id}"
+        device = self.devices[device_name]
+        timing = _timing(device)
+        spec = self._device_spec(device_name)
+        return {
+            "nid": node.id,
+            "device": device_address(device_name),
+            "span_pages": _perceived_pages(device),
+            "boot_pages": 0 if device.pooled else _perceived_pages(device),
+            "read_ns": timing["read_ns"],
+            "write_ns": timing["write_ns"],
+            "stores": spec["stores"],
+            "compressed": device.device_class == "compressed-ram",
+            "pooled": device.pooled,
+            "extent_pages": device.extent_bytes // PAGE_SIZE if device.pooled else 0,
+            "credit_pages": initial_credit_pages(spec, host_address(name)) if spec["stores"] else 0,
+        }
+
+    # -- workloads and contents -----------------------------------------------------------------------------------
+
+    def _workload(self, process: ProcessConfig, host: str) -> tuple[dict[str, Any], int]:
+        """(stream spec, content source) of a process."""
+        workload = process.workload
+        if isinstance(workload, ReplayWorkload):
+            recording = self._recording(workload)
+            stream = {
+                "kind": "replay",
+                "nr_pages": recording["nr_pages"],
+                "accesses": recording["accesses"],
+                "repeat": workload.repeat,
+                "start": workload.start,
+            }
+            if isinstance(process.content, GeneratorContent):
+                return stream, self._generator(process.content)
+            return stream, self._source(recording["image"])
+        stream = _synthetic(workload.model_dump())
+        stream["seed"] = derive_seed(self.config.seed, f"{host}/{process.name}/{stream.pop('seed')}")
+        assert isinstance(process.content, GeneratorContent)
+        return stream, self._generator(process.content)
+
+    def _recording(self, workload: ReplayWorkload) -> dict[str, Any]:
+        """Load a recording once; its arrays are named by where they came from."""
+        key = workload.recording
+        if key not in self._recordings:
+            trace = open_trace(self.config.recording_path(workload))
+            rows, table = trace.images()
+            names = {part: f"{key}#{part}" for part in ("accesses", "rows", "table")}
+            self.resources[names["accesses"]] = trace.accesses()
+            self.resources[names["rows"]] = rows
+            self.resources[names["table"]] = table
+            self._recordings[key] = {
+                "nr_pages": trace.header.nr_pages,
+                "accesses": names["accesses"],
+                "image": {"kind": "image", "rows": names["rows"], "table": names["table"]},
+            }
+        return self._recordings[key]
+
+    def _generator(self, content: GeneratorContent) -> int:
+        spec = {
+            "kind": "generator",
+            "seed": derive_seed(self.config.seed, f"content/{content.seed}"),
+            "zero_permille": content.zero_share_permille,
+            "random_bytes": content.random_bytes,
+            "changed_bytes": content.changed_bytes,
+        }
+        return self._source(spec)
+
+    def _source(self, spec: dict[str, Any]) -> int:
+        key = repr(sorted(spec.items()))
+        if key not in self._source_ids:
+            self.sources.append(spec)
+            self._source_ids[key] = len(self.sources)
+        return self._source_ids[key]
+
+    # -- devices --------------------------------------------------------------------------------------------------
+
+    def _device(self, name: str) -> ParticipantPlan:
+        needed = [v for s in self.sources for k, v in s.items() if k in ("rows", "table")]
+        spec = self._device_spec(name)
+        spec["content"] = self.sources if spec["stores"] else []
+        return ParticipantPlan(device_address(name), DEVICE, spec, tuple(needed) if spec["stores"] else ())
+
+    def _device_spec(self, name: str) -> dict[str, Any]:
+        device = self.devices[name]
+        users = self.backs[name]
+        pages = _perceived_pages(device)
+        compression = None
+        if isinstance(device, CompressedRam):
+            compression = {
+                "codec": device.codec,
+                "level": device.level,
+                "block": device.block_bytes,
+                "granule": device.granule_bytes,
+            }
+        return {
+            "name": device_address(name),
+            "device": name,
+            "class": device.device_class,
+            "capacity_pages": pages,
+            "physical_bytes": device.capacity_bytes,
+            "extent_pages": device.extent_bytes // PAGE_SIZE if device.pooled else pages,
+            "pooled": device.pooled,
+            "hosts": sorted({host for host, _ in users}),
+            "boot_extents": [] if device.pooled else [[users[0][0], users[0][1].id, 0, pages]],
+            "timing": _timing(device),
+            "compression": compression,
+            "stores": device.device_class in _STORING,
+            "sample_every": self.config.results.sample_every,
+        }
+
+    def _scheduler(self) -> ParticipantPlan:
+        pooled = {name: device for name, device in self.devices.items() if device.pooled and self.backs[name]}
+        devices = {
+            name: {
+                "capacity_pages": _perceived_pages(device),
+                "extent_pages": device.extent_bytes // PAGE_SIZE,
+                "pooled": True,
+                "quota_pages": {host_address(h): b // PAGE_SIZE for h, b in device.quotas_bytes.items()},
+                "granted": {},
+            }
+            for name, device in sorted(pooled.items())
+        }
+        hosts = [host_address(name) for host in self.config.hosts for name in host.names]
+        spec = {"name": SCHEDULER_NAME, "hosts": hosts, "devices": devices}
+        return ParticipantPlan(SCHEDULER_NAME, SCHEDULER, spec)
+
+
+def _perceived_pages(device: DeviceConfig) -> int:
+    """The address range that hosts see, in pages."""
+    seen = device.perceived_bytes if isinstance(device, CompressedRam) else device.capacity_bytes
+    return seen // PAGE_SIZE
+
+
+def _policy(process: ProcessConfig) -> list[int]:
+    """[mode with flags, node mask], as set_mempolicy takes them."""
+    mode = int(_MODES[process.policy.mode])
+    for flag in process.policy.flags:
+        mode |= _FLAGS[flag]
+    return [mode, nodemask.of(process.policy.nodes)]
+
+
+def _sysctl(host: HostConfig) -> dict[str, Any]:
+    knobs = host.sysctl
+    return {
+        "demotion_enabled": knobs.demotion_enabled,
+        "watermark_scale_factor": knobs.watermark_scale_factor,
+        "min_free_kbytes": knobs.min_free_kbytes,
+        "numa_balancing": {
+            "mode": knobs.numa_balancing,
+            "scan_period_ns": knobs.numa_balancing_scan_period_min_ns,
+            "scan_size_bytes": knobs.numa_balancing_scan_size_bytes,
+            "hot_threshold_ns": knobs.numa_balancing_hot_threshold_ns,
+            "promote_rate_limit": knobs.numa_balancing_promote_rate_limit_bytes_per_s,
+        },
+    }
+
+
+def _fingerprint(array: np.ndarray) -> str:
+    """What an array contributes to the run's identity."""
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()

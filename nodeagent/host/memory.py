@@ -66,6 +66,7 @@ class Sysctl:
     numa_balancing: NumaBalancing
     demotion_enabled: bool = True  # /sys/kernel/mm/numa/demotion_enabled
     watermark_scale_factor: int = 10  # vm.watermark_scale_factor
+    min_free_kbytes: int | None = None  # vm.min_free_kbytes; None is what the kernel computes
 
 
 class Node:
@@ -118,7 +119,7 @@ class Memory:
         self.frames = FrameTable({s.nid: s.span_pages for s in specs})
         self.page_table = PageTable()
         self.vmstat = Vmstat()
-        self.watermark_scale = knobs.watermark_scale_factor
+        self.knobs = knobs
         self.now_ns = 0
         #: Time of kernel work done on behalf of whoever faults, not yet charged to him (direct reclaim).
         self.charge_ns = 0
@@ -176,7 +177,8 @@ class Memory:
         """`setup_per_zone_wmarks`: after boot and after each hotplug."""
         managed = {nid: node.managed_pages for nid, node in self.nodes.items()}
         movable = self.topology.memory & ~self.topology.normal_zone
-        for nid, wmark in host_watermarks(managed, movable, self.watermark_scale).items():
+        scale, min_free = self.knobs.watermark_scale_factor, self.knobs.min_free_kbytes
+        for nid, wmark in host_watermarks(managed, movable, scale, min_free).items():
             self.nodes[nid].wmark = wmark
 
     def take_charge(self) -> int:
