@@ -1,7 +1,8 @@
 """From a validated configuration to a plan, and from a plan's entries to participants.
 
-`make_plan` opens recordings and works out everything that participants must agree on: names, node specs, device specs, boot
-extents, the table of content sources. `build` makes one participant, on whatever machine it is called.
+`make_plan` opens recordings and works out everything that participants must agree on: names, node specs,
+device specs, boot extents, the table of content sources. `build` makes one participant, on whatever machine
+it is called.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ class _Assembly:
             identity={"config": plain, "resources": {k: _fingerprint(v) for k, v in self.resources.items()}},
         )
 
-    # -- hosts ----------------------------------------------------------------------------------------------------
+    # -- hosts
+    # ----------------------------------------------------------------------------------------------------
 
     def _host(self, host: HostConfig, name: str) -> ParticipantPlan:
         streams, programs, needed = [], [], []
@@ -210,7 +212,8 @@ class _Assembly:
             "credit_pages": initial_credit_pages(spec, host_address(name)) if spec["stores"] else 0,
         }
 
-    # -- workloads and contents -----------------------------------------------------------------------------------
+    # -- workloads and contents
+    # -----------------------------------------------------------------------------------
 
     def _workload(self, process: ProcessConfig, host: str) -> tuple[dict[str, Any], int]:
         """(stream spec, content source) of a process."""
@@ -266,7 +269,8 @@ class _Assembly:
             self._source_ids[key] = len(self.sources)
         return self._source_ids[key]
 
-    # -- devices --------------------------------------------------------------------------------------------------
+    # -- devices
+    # --------------------------------------------------------------------------------------------------
 
     def _device(self, name: str) -> ParticipantPlan:
         needed = [v for s in self.sources for k, v in s.items() if k in ("rows", "table")]

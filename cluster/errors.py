@@ -24,7 +24,9 @@ class ConfigError(PrivmemError):
 
 
 class TraceError(PrivmemError):
-    """A trace or recording is damaged or not of the stated format. The text names the file and the byte offset."""
+    """A trace or recording is damaged or not of the stated format. The text names the file and the byte
+    offset.
+    """
 
 
 class CheckpointError(PrivmemError):

@@ -1,7 +1,8 @@
-"""A run, spelled out as plain data: who takes part, with which spec and which arrays. Made by `assembly.py`, run by the engine.
+"""A run, spelled out as plain data: who takes part, with which spec and which arrays. Made by `assembly.py`,
+run by the engine.
 
-A plan is what crosses machines: every field is plain data (`privmem.scheduler.plain`), so that a runtime can build each
-participant wherever it likes with `privmem.cluster.assembly.build`.
+A plan is what crosses machines: every field is plain data (`privmem.scheduler.plain`), so that a runtime can
+build each participant wherever it likes with `privmem.cluster.assembly.build`.
 """
 
 from __future__ import annotations

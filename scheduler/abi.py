@@ -1,7 +1,8 @@
 """Numbers of the kernel's interface, and the few of ours that every participant shares.
 
-Values are those of Linux 6.1 (`include/uapi/linux/mempolicy.h`, `include/linux/mmzone.h`) where the kernel has the
-thing; errno numbers are Python's own `errno` module. Errno values are returned negative, as in the kernel.
+Values are those of Linux 6.1 (`include/uapi/linux/mempolicy.h`, `include/linux/mmzone.h`) where the kernel
+has the thing; errno numbers are Python's own `errno` module. Errno values are returned negative, as in the
+kernel.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ MAX_ORDER = 10
 #: Order of a pageblock and of a transparent huge page: 2 MiB. Linux `pageblock_order` on x86-64.
 PAGEBLOCK_ORDER = 9
 
-#: A section is the unit in which a host's page frame numbers are dealt to nodes: 2**15 pages = 128 MiB, as the
-#: kernel's `SECTION_SIZE_BITS` 27 on x86-64. Every node starts on a section boundary.
+#: A section is the unit in which a host's page frame numbers are dealt to nodes: 2**15 pages = 128 MiB, as
+#: the kernel's `SECTION_SIZE_BITS` 27 on x86-64. Every node starts on a section boundary.
 SECTION_SHIFT = 15
 SECTION_PAGES = 1 << SECTION_SHIFT
 

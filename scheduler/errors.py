@@ -1,7 +1,7 @@
 """Exceptions that the rules and models raise; `cluster/errors.py` adds those about files and machines.
 
-Failures of the emulated kernel (ENOMEM, EBUSY, EINVAL ...) are return values, never exceptions. An exception here is
-about us: it says whose fault it is.
+Failures of the emulated kernel (ENOMEM, EBUSY, EINVAL ...) are return values, never exceptions. An exception
+here is about us: it says whose fault it is.
 """
 
 from __future__ import annotations

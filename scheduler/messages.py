@@ -1,8 +1,8 @@
 """What participants say to each other. Requests are verbs, facts are past tense.
 
-A message is delivered in the order (time_ns, sender, seq), whatever order it arrived in. Bodies are plain data; pages
-travel in arrays, so that a batch of any size is one message. Page addresses on a device are in pages from its start
-("dpa", device page address).
+A message is delivered in the order (time_ns, sender, seq), whatever order it arrived in. Bodies are plain
+data; pages travel in arrays, so that a batch of any size is one message. Page addresses on a device are in
+pages from its start ("dpa", device page address).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class ExtentReleased:
 class StorePages:
     """Host to device: keep these pages. One row a page; all arrays have the same length, except `literal`.
 
-    `source`, `index`, `version` describe the content (see `nodeagent/content.py`); `literal` holds the 4096 bytes of
-    each row whose source is LITERAL, in order, shape (rows with source LITERAL, 4096), dtype uint8.
+    `source`, `index`, `version` describe the content (see `nodeagent/content.py`); `literal` holds the 4096
+    bytes of each row whose source is LITERAL, in order, shape (rows with source LITERAL, 4096), dtype uint8.
     """
 
     dpa: np.ndarray  # int32

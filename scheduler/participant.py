@@ -1,4 +1,6 @@
-"""What the engine asks of a host, a device or the scheduler: take an inbox, take one step, give an outbox (sans-IO)."""
+"""What the engine asks of a host, a device or the scheduler: take an inbox, take one step, give an outbox
+(sans-IO).
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,20 @@ class Outbox:
     """What a step gives back."""
 
     messages: list[Message]
-    #: Virtual time that the participant has reached; `clock.end_ns` when it has nothing left to do in the epoch.
+    #: Virtual time that the participant has reached; `clock.end_ns` when it has nothing left to do in the
+    #: epoch.
     reached_ns: int
-    #: True when the participant holds requests that it may settle only once the horizon moves: step it again then.
+    #: True when the participant holds requests that it may settle only once the horizon moves: step it again
+    #: then.
     waits_for_horizon: bool = False
     #: True when the participant has no work in any later epoch either (hosts: all processes ended).
     finished: bool = False
 
 
 class Participant(Protocol):
-    """A host, a device, or the scheduler. Pure: no clock, no I/O, no randomness but its own seeded generators."""
+    """A host, a device, or the scheduler. Pure: no clock, no I/O, no randomness but its own seeded
+    generators.
+    """
 
     name: str
 

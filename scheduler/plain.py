@@ -1,8 +1,9 @@
 """Plain data: what a spec, a message or a snapshot may be made of, and its one byte form.
 
-Plain data is None, bool, int, float, str, bytes, list, dict with str or int keys, and numpy arrays of fixed-size numbers. It
-packs to a msgpack header, in which an array stands as its index, and the list of arrays: so arrays travel as buffers and
-never pass through msgpack. Nothing packed here can name a class, so unpacking executes nothing.
+Plain data is None, bool, int, float, str, bytes, list, dict with str or int keys, and numpy arrays of
+fixed-size numbers. It packs to a msgpack header, in which an array stands as its index, and the list of
+arrays: so arrays travel as buffers and never pass through msgpack. Nothing packed here can name a class, so
+unpacking executes nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def unpack(header: bytes, arrays: list[np.ndarray]) -> Any:
             raise ProtocolError(f"array {index} of {len(arrays)} is missing")
         array = arrays[index]
         if array.dtype.str != dtype or list(array.shape) != shape:
-            raise ProtocolError(f"array {index} is {array.dtype.str}{array.shape}, its header says {dtype}{shape}")
+            raise ProtocolError(
+                f"array {index} is {array.dtype.str}{array.shape}, its header says {dtype}{shape}"
+            )
         return array
 
     if len(header) > HEADER_BYTES_MAX:

@@ -1,8 +1,8 @@
 """LRU lists and the reverse map, compiled: what reclaim does for every page that it looks at.
 
-Follows mm/vmscan.c of Linux 6.1: `shrink_active_list`, `folio_check_references`, `isolate_lru_folios`. Lists are doubly
-linked through the frame table's `next_`/`prev`; `head`, `tail` int32[lists], NIL when empty; `size` int64[lists]. The
-head is the young end.
+Follows mm/vmscan.c of Linux 6.1: `shrink_active_list`, `folio_check_references`, `isolate_lru_folios`. Lists
+are doubly linked through the frame table's `next_`/`prev`; `head`, `tail` int32[lists], NIL when empty;
+`size` int64[lists]. The head is the young end.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def referenced(pfn, rmap, rmap_next, pte):  # type: ignore[no-untyped-def]
 def shrink_active(  # type: ignore[no-untyped-def]
     lru_active, nr, head, tail, size, next_, prev, flags, rmap, rmap_next, pte
 ):
-    """`shrink_active_list`: up to `nr` frames go from the tail of an active list to the head of its inactive one."""
+    """`shrink_active_list`: up to `nr` frames go from the tail of an active list to the head of its inactive
+    one.
+    """
     done = 0
     while done < nr and tail[lru_active] != NIL:
         pfn = np.int64(tail[lru_active])
@@ -112,9 +114,9 @@ def isolate_inactive(  # type: ignore[no-untyped-def]
 ):
     """Look at up to `nr_scan` frames from the tail of an inactive list; take the cold ones off it into `out`.
 
-    A frame whose mappings were accessed stays: on the inactive list the first time (PG_REFERENCED), on the active
-    list the second time or when two mappings were accessed (`folio_check_references`). Stops when `out` holds
-    `nr_out`. Returns (frames looked at, frames taken, frames activated).
+    A frame whose mappings were accessed stays: on the inactive list the first time (PG_REFERENCED), on the
+    active list the second time or when two mappings were accessed (`folio_check_references`). Stops when
+    `out` holds `nr_out`. Returns (frames looked at, frames taken, frames activated).
     """
     looked = 0
     taken = 0
@@ -168,8 +170,8 @@ def move_frames(  # type: ignore[no-untyped-def]
 ):
     """`migrate_folio`: the mappings and the identity of src[i] become dst[i]'s; src[i] is left blank.
 
-    With `fenced` the new entries are read-only, for a node that user stores must not reach. The new frame is on no
-    list yet.
+    With `fenced` the new entries are read-only, for a node that user stores must not reach. The new frame is
+    on no list yet.
     """
     for i in range(nr):
         old = np.int64(src[i])
@@ -200,8 +202,9 @@ def sample_referenced(  # type: ignore[no-untyped-def]
 ):
     """The anonymous frames of a node that were accessed in this interval and in the last one, into `out`.
 
-    A frame accessed for the first time is marked PG_REFERENCED; one that was not accessed loses the mark. This is how a
-    driver that owns a node finds hot pages by accessed bits. Returns the count; stops when `out` is full.
+    A frame accessed for the first time is marked PG_REFERENCED; one that was not accessed loses the mark.
+    This is how a driver that owns a node finds hot pages by accessed bits. Returns the count; stops when
+    `out` is full.
     """
     found = 0
     for lru in (base + LRU_ACTIVE_ANON, base + LRU_INACTIVE_ANON):

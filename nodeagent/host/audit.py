@@ -86,14 +86,18 @@ def _check_lists(memory: Memory, node: Node) -> None:
             count += 1
             previous, pfn = pfn, int(memory.frames.next_[pfn])
         _require(int(memory.lru_tail[lru]) == previous, f"LRU list {lru}: wrong tail")
-        _require(count == memory.lru_size[lru], f"LRU list {lru}: {count} frames, counted {memory.lru_size[lru]}")
+        _require(
+            count == memory.lru_size[lru], f"LRU list {lru}: {count} frames, counted {memory.lru_size[lru]}"
+        )
         on_lists += count
     flagged = int(np.count_nonzero(memory.frames.flags[_frames_of(node)] & PG_LRU))
     _require(on_lists == flagged, f"node {node.nid}: {flagged} frames say they are on a list, {on_lists} are")
 
 
 def _check_isolation(memory: Memory, node: Node) -> None:
-    """Nothing is on a private node for a reason that its features do not allow, and nothing writable on a fenced one."""
+    """Nothing is on a private node for a reason that its features do not allow, and nothing writable on a
+    fenced one.
+    """
     if not node.private:
         return
     frames = _frames_of(node)
@@ -101,7 +105,9 @@ def _check_isolation(memory: Memory, node: Node) -> None:
     for value in np.unique(memory.frames.reason[frames][used]).tolist():
         need = _OPT_IN.get(Reason(value))
         allowed = need is not None and node.features & need == need
-        _require(allowed, f"private node {node.nid} holds pages for {Reason(value).name}, which it does not allow")
+        _require(
+            allowed, f"private node {node.nid} holds pages for {Reason(value).name}, which it does not allow"
+        )
     if node.fenced:
         pte = memory.page_table.pte[: memory.page_table.nr_slots]
         pfn = (pte >> PTE_PFN_SHIFT).astype(np.int64)

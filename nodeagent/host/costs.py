@@ -1,6 +1,7 @@
 """What the kernel's own work costs, in nanoseconds of the CPU that does it.
 
-These are choices of the right order of magnitude, the same for every host (docs/deviations.md); memory latency comes on top
+These are choices of the right order of magnitude, the same for every host (docs/deviations.md); memory
+latency comes on top
 from the devices.
 """
 
@@ -18,7 +19,8 @@ MIGRATE_NS = 1500
 SCAN_NS = 60
 #: Bytes that one access moves: a cache line.
 ACCESS_BYTES = 64
-#: Cache lines that one core keeps in flight while it copies: 10 line fill buffers (Intel optimization manual, Skylake).
+#: Cache lines that one core keeps in flight while it copies: 10 line fill buffers (Intel optimization manual,
+#: Skylake).
 COPY_LINES_IN_FLIGHT = 10
 #: Pause before a store to a fenced page is tried again when no memory could be had for its promotion.
 FENCE_RETRY_NS = 100_000

@@ -1,10 +1,12 @@
-"""The compressed RAM service of the kernel side: entry by demotion only, mapped read-only, promoted by a write fault.
+"""The compressed RAM service of the kernel side: entry by demotion only, mapped read-only, promoted by a
+write fault.
 
-Follows the feature series (F1): a compressed node is write-fenced, so every page there is mapped without the right to write
-(`migrate.move_to_frames`), and a store finds its way here. The page moves to a public node, nearest first;
-reclaim may run for it, the OOM killer may not. If no memory can be had the page stays where it is, nothing is written in place, and
-the store is tried again a little later. Space on the device is leased (messages.PagesStored), so a page that was moved there was
-certainly taken. Left out here: pressure, balloon, trim results, promotion of pages that are hot for reads.
+Follows the feature series (F1): a compressed node is write-fenced, so every page there is mapped without the
+right to write (`migrate.move_to_frames`), and a store finds its way here. The page moves to a public node,
+nearest first; reclaim may run for it, the OOM killer may not. If no memory can be had the page stays where it
+is, nothing is written in place, and the store is tried again a little later. Space on the device is leased
+(messages.PagesStored), so a page that was moved there was certainly taken. Left out here: pressure, balloon,
+trim results, promotion of pages that are hot for reads.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from privmem.scheduler.abi import Reason
 
 
 def fence_fault(memory: Memory, slot: int, ctx: AllocContext) -> int:
-    """A store to a page of a fenced node: promote the page and let the store go on. Returns ns. May raise NeedsExtent."""
+    """A store to a page of a fenced node: promote the page and let the store go on. Returns ns. May raise
+    NeedsExtent.
+    """
     pte = memory.page_table.pte
     pfn = int(pte[slot]) >> PTE_PFN_SHIFT
     source = memory.nodes[memory.frames.nid_of(pfn)]

@@ -1,8 +1,9 @@
-"""The owner of slow distributed memory: it finds by accessed bits which of its pages are hot, and brings them home.
+"""The owner of slow distributed memory: it finds by accessed bits which of its pages are hot, and brings them
+home.
 
-Nothing in core mm promotes from a private node (feature series from F1 on: NUMA balancing never touches it), so the driver that owns
-the node does: every period it looks at the accessed bits of the node's pages; a page accessed in two periods in a row moves to
-the nearest public node with room above its high watermark.
+Nothing in core mm promotes from a private node (feature series from F1 on: NUMA balancing never touches it),
+so the driver that owns the node does: every period it looks at the accessed bits of the node's pages; a page
+accessed in two periods in a row moves to the nearest public node with room above its high watermark.
 """
 
 from __future__ import annotations
@@ -35,12 +36,20 @@ def sample(memory: Memory) -> None:
 def _promote_hot(memory: Memory, node: Node) -> None:
     hot = np.empty(PROMOTE_PAGES_MAX, dtype=np.int32)
     found = lru_kernel.sample_referenced(
-        node.nid * NR_LRU_LISTS, hot, memory.lru_head, memory.frames.next_, memory.frames.flags, *memory.rmap_arrays()
+        node.nid * NR_LRU_LISTS,
+        hot,
+        memory.lru_head,
+        memory.frames.next_,
+        memory.frames.flags,
+        *memory.rmap_arrays(),
     )
     left = hot[:found]
     topology = memory.topology
     public = [n for n in memory.nodes.values() if not n.private]
-    home = min(nodemask.nodes(topology.with_cpus), key=lambda cpu_node: (topology.distance(cpu_node, node.nid), cpu_node))
+    home = min(
+        nodemask.nodes(topology.with_cpus),
+        key=lambda cpu_node: (topology.distance(cpu_node, node.nid), cpu_node),
+    )
     for target in sorted(public, key=lambda n: (topology.distance(home, n.nid), n.nid)):
         room = max(0, target.free_pages - target.wmark.high_pages)
         here, left = left[:room], left[room:]

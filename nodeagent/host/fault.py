@@ -1,8 +1,8 @@
 """Page faults of anonymous memory, and the way to the other kinds.
 
-Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects (files, shared
-memory) are in pagecache.py. A read of untouched anonymous memory gets a page of its own, where Linux would map the
-shared zero page (docs/deviations.md).
+Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects
+(files, shared memory) are in pagecache.py. A read of untouched anonymous memory gets a page of its own, where
+Linux would map the shared zero page (docs/deviations.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from privmem.nodeagent.host.task import Task
 
 
 def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
-    """One fault of a task. Returns the ns that it took, or a negative errno: -EFAULT where nothing is mapped, -ENOMEM.
+    """One fault of a task. Returns the ns that it took, or a negative errno: -EFAULT where nothing is mapped,
+    -ENOMEM.
 
     May raise NeedsExtent, before the fault changed anything; the access is then simply made again.
     """
@@ -63,7 +64,9 @@ def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
 
 
 def map_page(memory: Memory, slot: int, pfn: int, *, writable: bool, dirty: bool = False) -> None:
-    """Enter a new anonymous page into the page table, the reverse map and the LRU (`folio_add_new_anon_rmap`)."""
+    """Enter a new anonymous page into the page table, the reverse map and the LRU
+    (`folio_add_new_anon_rmap`).
+    """
     node = memory.nodes[memory.frames.nid_of(pfn)]
     writable = writable and not node.fenced
     flags = PTE_PRESENT | PTE_ACCESSED | (PTE_WRITABLE if writable else 0)

@@ -14,13 +14,15 @@ from privmem.scheduler.errors import InvariantError
 class FrameTable:
     """Arrays over all page frame numbers of one host; the index is the pfn.
 
-    Every node owns whole sections of 2**15 frames, so `node_of_section` answers `pfn_to_nid`. Arrays start as zero pages of
-    the machine we run on: frames that were never used cost nothing.
+    Every node owns whole sections of 2**15 frames, so `node_of_section` answers `pfn_to_nid`. Arrays start as
+    zero pages of the machine we run on: frames that were never used cost nothing.
 
-    next_, prev     int32   links of the one list the frame is on: a buddy free list (heads only) or an LRU list
+    next_, prev     int32   links of the one list the frame is on: a buddy free list (heads only) or an LRU
+    list
     block_order     int8    order of the free block that starts here, -1 elsewhere (buddy)
     flags           uint16  PG_* bits
-    rmap            int32   first slot that maps the frame, 0 for none; `PageTable.rmap_next` chains the others
+    rmap            int32   first slot that maps the frame, 0 for none; `PageTable.rmap_next` chains the
+    others
     version         uint16  version of the content (see `nodeagent/content.py`)
     scan_ms         uint16  when NUMA balancing last took the access right, in ms modulo 2**16
     reason          uint8   abi.Reason of the allocation

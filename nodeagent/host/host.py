@@ -1,8 +1,9 @@
-"""The host participant: one emulated Linux that runs its programs through an epoch and talks to pool and devices.
+"""The host participant: one emulated Linux that runs its programs through an epoch and talks to pool and
+devices.
 
-Within an epoch the programs take turns in slices of virtual time; after them, in the same slice, the kernel's own threads:
-kswapd of each node, the NUMA balancing scanner, the drivers' sampling. Where only the pool can help (an extent) the host stops
-at that instant and goes on, with the same access, when the answer is there.
+Within an epoch the programs take turns in slices of virtual time; after them, in the same slice, the kernel's
+own threads: kswapd of each node, the NUMA balancing scanner, the drivers' sampling. Where only the pool can
+help (an extent) the host stops at that instant and goes on, with the same access, when the answer is there.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ EXTENT_RETRY_NS = 10_000_000
 class Host:
     """One emulated Linux host.
 
-    `spec` is plain data: {"name", "scheduler", "slice_ns", "sample_every", "design", "topology", "nodes": [NodeSpec fields],
-    "sysctl": {...}, "programs": [ProgramSpec fields and "policy"]}; `streams` the access stream of each program, in order.
+    `spec` is plain data: {"name", "scheduler", "slice_ns", "sample_every", "design", "topology", "nodes":
+    [NodeSpec fields], "sysctl": {...}, "programs": [ProgramSpec fields and "policy"]}; `streams` the access
+    stream of each program, in order.
     """
 
     def __init__(self, spec: dict[str, Any], streams: list[AccessStream]) -> None:
@@ -73,7 +75,8 @@ class Host:
         self.sent_traffic: dict[int, bool] = {}
         self.seen_accesses = self.memory.nr_accesses.copy()
 
-    # -- the participant's interface ------------------------------------------------------------------------------
+    # -- the participant's interface
+    # ------------------------------------------------------------------------------
 
     def step(self, inbox: list[Message], clock: Clock) -> Outbox:
         """Take in answers and reports, then run on: to the end of the epoch, or to where an extent is needed."""
@@ -120,7 +123,8 @@ class Host:
             case _:
                 raise ProtocolError(f"{self.name} cannot handle {type(body).__name__} from {message.sender}")
 
-    # -- running --------------------------------------------------------------------------------------------------
+    # -- running
+    # --------------------------------------------------------------------------------------------------
 
     def _run(self, clock: Clock) -> bool:
         """Run slices up to the epoch's end. False when the host had to stop for an extent."""
@@ -171,7 +175,8 @@ class Host:
         for program in self.programs:
             program.set_costs(self.memory)
 
-    # -- the end of an epoch --------------------------------------------------------------------------------------
+    # -- the end of an epoch
+    # --------------------------------------------------------------------------------------
 
     def _end_epoch(self, clock: Clock) -> None:
         memory = self.memory
@@ -233,7 +238,8 @@ class Host:
             **dict(zip(NUMASTAT, numastat, strict=True)),
         }
 
-    # -- state ----------------------------------------------------------------------------------------------------
+    # -- state
+    # ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         """The whole state; see participant.Participant."""

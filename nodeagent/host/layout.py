@@ -1,10 +1,11 @@
 """Bits of the packed arrays of a host, read by compiled and plain code alike.
 
-A page-table entry (PTE) is a uint32. Bits 0-4 are flags, bits 5-31 the page frame number: so a host can have 2**27 frames,
-512 GiB. An entry without PRESENT is 0. As in the kernel, hardware sets ACCESSED and DIRTY; here the access loop does.
+A page-table entry (PTE) is a uint32. Bits 0-4 are flags, bits 5-31 the page frame number: so a host can have
+2**27 frames, 512 GiB. An entry without PRESENT is 0. As in the kernel, hardware sets ACCESSED and DIRTY; here
+the access loop does.
 
-Slots: page-table entries of all address spaces of a host live in one array, and a *slot* is an index into it. Slot 0 is
-never used, so that 0 can stand for "none" in the reverse map.
+Slots: page-table entries of all address spaces of a host live in one array, and a *slot* is an index into it.
+Slot 0 is never used, so that 0 can stand for "none" in the reverse map.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The memory of one host: nodes with their zone, LRU lists and counters, over one frame table and one page table.
+"""The memory of one host: nodes with their zone, LRU lists and counters, over one frame table and one page
+table.
 
-This is the state that fault, page_alloc, reclaim and migrate work on (`pglist_data`, `struct zone`, `lruvec`). One zone a
-node: Normal for memory that the kernel may use itself, Movable for what came by hotplug.
+This is the state that fault, page_alloc, reclaim and migrate work on (`pglist_data`, `struct zone`,
+`lruvec`). One zone a node: Normal for memory that the kernel may use itself, Movable for what came by
+hotplug.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ class Sysctl:
 class Node:
     """A node and its one zone."""
 
-    def __init__(self, spec: NodeSpec, features: Feature, private: bool, start_pfn: int, buddy: Buddy) -> None:
+    def __init__(
+        self, spec: NodeSpec, features: Feature, private: bool, start_pfn: int, buddy: Buddy
+    ) -> None:
         self.spec = spec
         self.nid = spec.nid
         self.features = features
@@ -89,7 +93,8 @@ class Node:
         #: Pages that the storing device still takes for certain (see messages.PagesStored).
         self.credit_pages = spec.credit_pages
         self.unacknowledged_pages = 0
-        #: Extents that the host holds of a pooled device: (start, pages), in device pages, in order of arrival.
+        #: Extents that the host holds of a pooled device: (start, pages), in device pages, in order of
+        #: arrival.
         self.extents: list[tuple[int, int]] = []
         #: After a refusal, no further request before this time.
         self.refused_until_ns = 0
@@ -195,7 +200,8 @@ class Memory:
         """Whether the frame belongs to a file or shared-memory object."""
         return bool(self.frames.flags[pfn] & PG_OBJECT)
 
-    # -- LRU ------------------------------------------------------------------------------------------------------
+    # -- LRU
+    # ------------------------------------------------------------------------------------------------------
 
     def lru_arrays(self) -> tuple[np.ndarray, ...]:
         """The arrays that the LRU kernel takes, in its order."""
@@ -222,7 +228,8 @@ class Memory:
         """Frames on (inactive anon, active anon, inactive file, active file)."""
         return [int(n) for n in self.lru_size[nid * NR_LRU_LISTS : (nid + 1) * NR_LRU_LISTS]]
 
-    # -- snapshots ------------------------------------------------------------------------------------------------
+    # -- snapshots
+    # ------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,7 @@
 """Moving pages between nodes: mappings, identity, content, and what the move costs.
 
-Models `migrate_pages` of Linux 6.1 for order-0 folios that can always be unmapped. A page that lands on a storing device goes
-out as content (messages.StorePages); one that leaves it is freed there.
+Models `migrate_pages` of Linux 6.1 for order-0 folios that can always be unmapped. A page that lands on a
+storing device goes out as content (messages.StorePages); one that leaves it is freed there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from privmem.scheduler.errors import InvariantError
 
 
 def room_pages(target: Node) -> int:
-    """How many pages may move onto a node now: down to its min watermark, and no more than its device surely takes."""
+    """How many pages may move onto a node now: down to its min watermark, and no more than its device surely
+    takes.
+    """
     room = target.free_pages - target.wmark.min_pages
     if target.spec.stores:
         room = min(room, target.store_room_pages)
@@ -34,7 +36,9 @@ def migrate_cost_ns(source: Node, target: Node) -> int:
 def migrate_isolated(
     memory: Memory, pfns: np.ndarray, source: Node, target: Node, reason: Reason
 ) -> np.ndarray:
-    """Move isolated frames (allocated, on no list, all of `source`) onto `target`, which has room. Returns the new frames."""
+    """Move isolated frames (allocated, on no list, all of `source`) onto `target`, which has room. Returns
+    the new frames.
+    """
     if len(pfns) > room_pages(target):
         raise InvariantError(f"{len(pfns)} pages do not fit into node {target.nid}")
     new = target.buddy.alloc_bulk(len(pfns))
@@ -43,10 +47,11 @@ def migrate_isolated(
 
 
 def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Reason) -> None:
-    """`migrate_folio_move`: pages in isolated frames of one node go into frames just allocated on another node.
+    """`migrate_folio_move`: pages in isolated frames of one node go into frames just allocated on another
+    node.
 
-    The new frames go to the head of the list that their flags name; the old ones are freed. Every page remembers `reason` as
-    why it is where it is now, and keeps the node of its origin.
+    The new frames go to the head of the list that their flags name; the old ones are freed. Every page
+    remembers `reason` as why it is where it is now, and keeps the node of its origin.
     """
     source = memory.nodes[memory.frames.nid_of(int(pfns[0]))]
     target = memory.nodes[memory.frames.nid_of(int(new[0]))]
@@ -87,9 +92,7 @@ def store_content(memory: Memory, target: Node, pfns: np.ndarray) -> None:
     source, index = memory.page_table.content_of(frames.rmap[pfns].astype(np.int64))
     for at in np.flatnonzero(frames.flags[pfns] & PG_OBJECT).tolist():
         source[at], index[at] = memory.object_content(int(pfns[at]))
-    memory.outgoing.store(
-        target.spec.device, pfns - target.start_pfn, source, index, frames.version[pfns]
-    )
+    memory.outgoing.store(target.spec.device, pfns - target.start_pfn, source, index, frames.version[pfns])
     target.unacknowledged_pages += len(pfns)
 
 

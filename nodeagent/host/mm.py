@@ -1,8 +1,8 @@
 """Address spaces: VMAs, and the page table of a host as one packed array.
 
-Models `mm_struct`, `vm_area_struct` and the leaf level of the page table. Every mapping gets a contiguous range of slots, so
-that the access loop finds an entry by adding. Upper levels of the table, and the memory that they would take, are
-left out.
+Models `mm_struct`, `vm_area_struct` and the leaf level of the page table. Every mapping gets a contiguous
+range of slots, so that the access loop finds an entry by adding. Upper levels of the table, and the memory
+that they would take, are left out.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Region:
     end: int
     mm_id: int
     vpn: int  # virtual page of the first slot
-    #: What a private anonymous page there holds, see `nodeagent/content.py`: the first slot's page is (source, index), the
-    #: next (source, index + 1). Source 0 is zero pages. It stays with the address through every split and migration.
+    #: What a private anonymous page there holds, see `nodeagent/content.py`: the first slot's page is
+    #: (source, index), the next (source, index + 1). Source 0 is zero pages. It stays with the address
+    #: through every split and migration.
     source: int
     index: int
 
@@ -192,7 +193,9 @@ class Mm:
 
     def in_range(self, start: int, end: int) -> list[Vma]:
         """The parts of all VMAs inside [start, end), in order."""
-        return [v.cut(max(v.start, start), min(v.end, end)) for v in self.vmas if v.start < end and v.end > start]
+        return [
+            v.cut(max(v.start, start), min(v.end, end)) for v in self.vmas if v.start < end and v.end > start
+        ]
 
     def insert(self, vma: Vma) -> None:
         """Add a VMA that overlaps none; the caller checked."""
@@ -201,7 +204,17 @@ class Mm:
     def to_spec(self) -> list[list[Any]]:
         """Plain form of all VMAs."""
         return [
-            [v.start, v.end, v.slot, v.kind, v.writable, v.policy and v.policy.to_spec(), v.object_id, v.index, v.private]
+            [
+                v.start,
+                v.end,
+                v.slot,
+                v.kind,
+                v.writable,
+                v.policy and v.policy.to_spec(),
+                v.object_id,
+                v.index,
+                v.private,
+            ]
             for v in self.vmas
         ]
 
@@ -230,12 +243,17 @@ def _merge(vmas: list[Vma]) -> list[Vma]:
     merged: list[Vma] = []
     for vma in vmas:
         last = merged[-1] if merged else None
-        if last is not None and last.end == vma.start and vma == replace(
-            last,
-            start=vma.start,
-            end=vma.end,
-            slot=last.slot + last.nr_pages,
-            index=last.index + last.nr_pages,
+        if (
+            last is not None
+            and last.end == vma.start
+            and vma
+            == replace(
+                last,
+                start=vma.start,
+                end=vma.end,
+                slot=last.slot + last.nr_pages,
+                index=last.index + last.nr_pages,
+            )
         ):
             merged[-1] = replace(last, end=vma.end)
         else:

@@ -1,10 +1,11 @@
 """NUMA balancing in memory-tiering mode: hint faults promote pages that are hot on a slow node.
 
 Models Linux 6.1: `task_numa_work` (the scanner), `do_numa_page`, `should_numa_migrate_memory` with
-`numa_balancing = 2`, `numamigrate_isolate_page`. A page of a lower tier loses its access right at a scan; if it is accessed again within the
-hot threshold, and the promotion rate limit allows, it moves to the faulting CPU's node, provided that node stays above its high
-watermark; otherwise kswapd there is woken to make room. Private nodes are never scanned (feature series from F1 on). Left
-out: mode 1, the automatic adjustment of the threshold, adaptive scan periods.
+`numa_balancing = 2`, `numamigrate_isolate_page`. A page of a lower tier loses its access right at a scan; if
+it is accessed again within the hot threshold, and the promotion rate limit allows, it moves to the faulting
+CPU's node, provided that node stays above its high watermark; otherwise kswapd there is woken to make room.
+Private nodes are never scanned (feature series from F1 on). Left out: mode 1, the automatic adjustment of the
+threshold, adaptive scan periods.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _SECOND_NS = 1_000_000_000
 
 
 def scan(memory: Memory, task: Task, knobs: NumaBalancing) -> None:
-    """`task_numa_work`: when the task's scan period is over, take the access right from its next stretch of memory."""
+    """`task_numa_work`: when the task's scan period is over, take the access right from its next stretch of
+    memory.
+    """
     if not knobs.tiering or memory.now_ns < task.next_scan_ns:
         return
     task.next_scan_ns = memory.now_ns + knobs.scan_period_ns
@@ -84,7 +87,9 @@ def hint_fault(memory: Memory, task: Task, slot: int, knobs: NumaBalancing) -> i
 
 
 def _is_hot(memory: Memory, pfn: int, knobs: NumaBalancing) -> bool:
-    """The time from the scan to the fault is under the threshold; both in ms modulo 2**16 as in the kernel's cpupid."""
+    """The time from the scan to the fault is under the threshold; both in ms modulo 2**16 as in the kernel's
+    cpupid.
+    """
     waited_ms = (memory.now_ns // _MS - int(memory.frames.scan_ms[pfn])) & 0xFFFF
     return waited_ms * _MS < knobs.hot_threshold_ns
 

@@ -1,6 +1,7 @@
 """The OOM killer: when neither reclaim nor the pool can help, the largest program goes.
 
-Models `oom_badness` of Linux 6.1 without oom_score_adj: the task with the most resident pages; the lower pid among equals.
+Models `oom_badness` of Linux 6.1 without oom_score_adj: the task with the most resident pages; the lower pid
+among equals.
 """
 
 from __future__ import annotations

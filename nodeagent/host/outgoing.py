@@ -1,7 +1,8 @@
 """What a host has to tell its storing devices, in order, gathered into few messages.
 
-Pages move to and from a storing device in the order in which the kernel moved them: a page number may be freed and stored
-again within one step, so stores and frees must not overtake each other. Runs of the same kind become one message.
+Pages move to and from a storing device in the order in which the kernel moved them: a page number may be
+freed and stored again within one step, so stores and frees must not overtake each other. Runs of the same
+kind become one message.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Outgoing:
         #: device -> list of [kind, dpa list, source list, index list, version list]
         self._runs: dict[str, list[list[Any]]] = {}
 
-    def store(self, device: str, dpa: np.ndarray, source: np.ndarray, index: np.ndarray, version: np.ndarray) -> None:
+    def store(
+        self, device: str, dpa: np.ndarray, source: np.ndarray, index: np.ndarray, version: np.ndarray
+    ) -> None:
         """Queue pages to be kept by `device`; arrays as in messages.StorePages."""
         run = self._run(device, _STORE)
         for column, values in zip(run[1:], (dpa, source, index, version), strict=True):

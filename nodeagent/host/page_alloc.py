@@ -1,9 +1,9 @@
 """The page allocator: walk the candidate zones, reclaim, and give up with -ENOMEM.
 
-Models `__alloc_pages` of Linux 6.1 for order-0 folios: fast path at the low watermark, then wake kswapd and try at
-min, then direct reclaim with a bounded number of fruitless rounds. Which zones are candidates was decided by policy,
-cpuset and isolation design (`scheduler` package); nothing here adds one. Left out: per-CPU lists, compaction, reserves below
-min for atomic callers.
+Models `__alloc_pages` of Linux 6.1 for order-0 folios: fast path at the low watermark, then wake kswapd and
+try at min, then direct reclaim with a bounded number of fruitless rounds. Which zones are candidates was
+decided by policy, cpuset and isolation design (`scheduler` package); nothing here adds one. Left out: per-CPU
+lists, compaction, reserves below min for atomic callers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from privmem.scheduler.abi import Reason
 MAX_RECLAIM_RETRIES = 16
 
 
-class NeedsExtent(Exception):  # noqa: N818 - not an error: the host stops here and goes on when the pool has answered
+class NeedsExtent(Exception):
     """An allocation needs memory that only the pool can grant. Raised before anything has changed."""
 
     def __init__(self, nid: int) -> None:
@@ -46,7 +46,8 @@ class AllocContext:
     #: Candidate nodes in the order in which they are tried: a zonelist, cut by nodemask and cpuset.
     zones: tuple[int, ...]
     reason: Reason
-    #: MPOL_PREFERRED_MANY: candidates of the second try, when `zones` have nothing free; None for no second try.
+    #: MPOL_PREFERRED_MANY: candidates of the second try, when `zones` have nothing free; None for no second
+    #: try.
     retry_zones: tuple[int, ...] | None = None
     #: The CPU's own node, for local_node and other_node.
     cpu_nid: int = 0
@@ -120,7 +121,9 @@ def _zone_statistics(memory: Memory, ctx: AllocContext, nid: int) -> None:
 
 
 def free_page(memory: Memory, pfn: int) -> None:
-    """`__free_pages`: the frame is mapped nowhere and on no list. A storing device is told that the content is gone."""
+    """`__free_pages`: the frame is mapped nowhere and on no list. A storing device is told that the content
+    is gone.
+    """
     release_frames(memory, memory.nodes[memory.frames.nid_of(pfn)], np.array([pfn], dtype=np.int32))
 
 

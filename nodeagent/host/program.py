@@ -29,7 +29,9 @@ class AccessStream(Protocol):
     nr_pages: int
 
     def fill(self, out: np.ndarray) -> int:
-        """Write the next accesses (`page << 1 | is_write`, uint32) and return how many; 0 when the workload has ended."""
+        """Write the next accesses (`page << 1 | is_write`, uint32) and return how many; 0 when the workload
+        has ended.
+        """
 
     def snapshot(self) -> dict[str, Any]:
         """Where the stream stands."""
@@ -75,7 +77,8 @@ class Program:
     def set_costs(self, memory: Memory) -> None:
         """Take over the devices' present latencies.
 
-        From another socket's CPU a node is farther by the ratio of the distances, as ACPI defines them (SLIT).
+        From another socket's CPU a node is farther by the ratio of the distances, as ACPI defines them
+        (SLIT).
         """
         topology = memory.topology
         for nid, node in memory.nodes.items():

@@ -1,8 +1,9 @@
 """kswapd and direct reclaim: aging the LRU lists, and demoting what is cold.
 
-Models mm/vmscan.c of Linux 6.1 for anonymous memory without swap: `balance_pgdat`, `shrink_node`, `inactive_is_low`,
-`demote_folio_list`. A cold page goes to the first demotion target with room: the preferred ones of the next tier,
-then any node of a lower tier (`alloc_demote_page` and its allowed mask). Left out here: file pages, swap, memory cgroups, boosts.
+Models mm/vmscan.c of Linux 6.1 for anonymous memory without swap: `balance_pgdat`, `shrink_node`,
+`inactive_is_low`, `demote_folio_list`. A cold page goes to the first demotion target with room: the preferred
+ones of the next tier, then any node of a lower tier (`alloc_demote_page` and its allowed mask). Left out
+here: file pages, swap, memory cgroups, boosts.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def wake_kswapd(memory: Memory, node: Node) -> None:
 
 
 def run_kswapd(memory: Memory, node: Node, budget_ns: int) -> int:
-    """Let the node's kswapd work until it is balanced, makes no progress, or the time is used up. Returns ns used.
+    """Let the node's kswapd work until it is balanced, makes no progress, or the time is used up. Returns ns
+    used.
 
     Raises NeedsExtent when a demotion must wait for the pool; calling it again then goes on.
     """
@@ -84,7 +86,8 @@ def direct_reclaim(memory: Memory, zones: tuple[int, ...]) -> int:
 def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
     """One round on a node's anonymous lists. Returns (pages freed, pages looked at, ns).
 
-    Without a demotion target that has room nothing is scanned: anonymous pages without swap cannot be reclaimed.
+    Without a demotion target that has room nothing is scanned: anonymous pages without swap cannot be
+    reclaimed.
     """
     targets = _targets_with_room(memory, node)
     if not targets:
@@ -108,7 +111,9 @@ def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
 
 
 def _inactive_is_low(memory: Memory, base: int) -> bool:
-    """`inactive_is_low`: the inactive list should hold at least 1/ratio of the active one, ratio = sqrt(10 * GiB)."""
+    """`inactive_is_low`: the inactive list should hold at least 1/ratio of the active one, ratio = sqrt(10 *
+    GiB).
+    """
     inactive = int(memory.lru_size[base + LRU_INACTIVE_ANON])
     active = int(memory.lru_size[base + LRU_ACTIVE_ANON])
     gib = (inactive + active) >> (30 - PAGE_SHIFT)
@@ -141,7 +146,9 @@ def _targets_with_room(memory: Memory, node: Node) -> list[Node]:
 
 
 def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]) -> tuple[int, int]:
-    """`demote_folio_list`: victims fill the targets in order; what finds no place goes back. Returns (moved, ns)."""
+    """`demote_folio_list`: victims fill the targets in order; what finds no place goes back. Returns (moved,
+    ns).
+    """
     moved = cost = 0
     left = victims
     for target in targets:

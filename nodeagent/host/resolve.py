@@ -32,7 +32,8 @@ class Resolver:
         return self._known[key]
 
     def install_tiers(self, memory: Memory) -> TierTable:
-        """Work out who demotes where: the nearest nodes of the next tier, then the rest of the lower tiers by distance.
+        """Work out who demotes where: the nearest nodes of the next tier, then the rest of the lower tiers by
+        distance.
 
         Compressed RAM is terminal: its pages leave by a write or by being freed, never by demotion.
         """
@@ -44,8 +45,8 @@ class Resolver:
                 continue
             preferred = table.targets.get(nid, ())
             others = [n for n in nodemask.nodes(table.allowed.get(nid, 0)) if n not in preferred]
-            # Linux lets the zonelist of the preferred target decide among the rest; faster tiers come first there
-            # because firmware reports them nearer. Here the tier says so itself.
+            # Linux lets the zonelist of the preferred target decide among the rest; faster tiers come first
+            # there because firmware reports them nearer. Here the tier says so itself.
             others.sort(key=lambda n: (topology.node(n).adistance, topology.distance(nid, n), n))
             memory.demotion_targets[nid] = tuple(
                 n

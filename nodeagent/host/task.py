@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import Mm, Vma
 from privmem.nodeagent.host.page_alloc import AllocContext
 from privmem.nodeagent.host.resolve import Resolver
@@ -89,8 +88,12 @@ class Task:
 
 
 def set_boot_policy(task: Task, spec: list[int]) -> None:
-    """The policy that a program starts under: [mode with flags, node mask]. The configuration was checked before."""
+    """The policy that a program starts under: [mode with flags, node mask]. The configuration was checked
+    before.
+    """
     mode, nodes = spec
     error, task.policy = mempolicy.new_policy(mode, nodes, task.mems_allowed, task.resolver.policy_nodes)
     if error:
-        raise InvariantError(f"task {task.pid}: policy {mode} over nodes {nodes:b} is refused with errno {-error}")
+        raise InvariantError(
+            f"task {task.pid}: policy {mode} over nodes {nodes:b} is refused with errno {-error}"
+        )
