@@ -1,6 +1,4 @@
-"""Names of the isolation designs that a configuration may ask for; the family itself is
-`privmem.scheduler.isolation`.
-"""
+"""Names of the isolation designs that a configuration may ask for: those of `privmem.scheduler.isolation`."""
 
 from __future__ import annotations
 
@@ -9,12 +7,7 @@ from dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from privmem.cluster.config.fields import Leaf, nearest, refused
-from privmem.scheduler import isolation
-
-
-def known_designs() -> list[str]:
-    """Every accepted name, with a variant after a colon where there is one."""
-    return list(getattr(isolation, "DESIGNS", ("private-zonelist",)))
+from privmem.scheduler.isolation import DESIGNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +15,15 @@ class DesignName(Leaf):
     """Name of an isolation design."""
 
     def parse(self, value: object) -> str:
-        if not isinstance(value, str) or value not in known_designs():
-            raise refused(nearest(value, known_designs()))
+        if not isinstance(value, str) or value not in DESIGNS:
+            raise refused(nearest(value, list(DESIGNS)))
         return value
 
     def describe(self) -> str:
-        return ", ".join(known_designs())
+        return ", ".join(DESIGNS)
 
     def schema(self) -> JsonSchemaValue:
-        return {"type": "string", "enum": known_designs()}
+        return {"type": "string", "enum": list(DESIGNS)}
 
     def filler(self) -> str:
-        return known_designs()[0]
+        return next(iter(DESIGNS))

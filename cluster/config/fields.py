@@ -100,7 +100,8 @@ class Quantity(Leaf):
 
     def describe(self) -> str:
         low, high = self.family.format(self.low), self.family.format(self.high)
-        return f"{self.family.noun} such as {self.family.example}, from {low} to {high}"
+        fits = self.low <= self.family.parse(self.family.example) <= self.high
+        return f"{self.family.noun} such as {self.family.example if fits else high}, from {low} to {high}"
 
     def schema(self) -> JsonSchemaValue:
         units = "|".join(re.escape(unit) for unit in self.family.units)

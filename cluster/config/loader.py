@@ -119,16 +119,16 @@ def _validate(root: Tree, folder: Path) -> tuple[Config | None, list[Problem]]:
         except ValidationError:
             return None, problems_of(broken, root)
     config._folder = folder
-    refused = [place.meant or place.path for place in broken if place.meant or place.shape is not None]
-    mistakes = [item for item in check_config(config) if not _rests_on(item, refused)]
+    spoiled = [place.spoiled for place in broken if place.spoiled is not None]
+    mistakes = [item for item in check_config(config) if not _rests_on(item, spoiled)]
     problems = problems_of(broken, root)
     return config, problems + [problem_at(root, item.path, item.text) for item in mistakes]
 
 
-def _rests_on(mistake: Mistake, refused: list[tuple[str | int, ...]]) -> bool:
+def _rests_on(mistake: Mistake, spoiled: list[tuple[str | int, ...]]) -> bool:
     """Whether a mistake was concluded from a place that was only filled in."""
     for use in mistake.uses or (mistake.path,):
-        for path in refused:
+        for path in spoiled:
             shorter = min(len(use), len(path))
             if use[:shorter] == path[:shorter]:
                 return True

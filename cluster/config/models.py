@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from privmem.cluster.config.designs import DesignName
 from privmem.cluster.config.fields import FilePath, Name, OneOf, Permille, Whole, rate, size, time
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SIZE
+from privmem.scheduler.isolation import DEFAULT_DESIGN
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _US_NS, _MS_NS, _S_NS = 1000, 1000**2, 1000**3
@@ -404,7 +405,7 @@ class HostConfig(Model):
     )
     distances: tuple[tuple[Annotated[int, Whole(LOCAL_DISTANCE, DISTANCE_MAX)], ...], ...] | None = Field(
         default=None,
-        description="Node distances, rows and columns in the order of `nodes`: 10 to itself, above 10 to "
+        description="Node distances, rows and columns by ascending node id: 10 to itself, above 10 to "
         "others; instead of `via` and `hop`. When both are left out, nodes are 20 apart (Linux "
         "`REMOTE_DISTANCE`).",
     )
@@ -449,7 +450,7 @@ class Config(Model):
     name: Annotated[str, Name()] = Field(description="Name of the run.")
     seed: Annotated[int, _Seed] = Field(default=0, description="Seed of the whole run.")
     design: Annotated[str, DesignName()] = Field(
-        default="private-zonelist", description="Isolation design: who reaches a private node."
+        default=DEFAULT_DESIGN, description="Isolation design: who reaches a private node."
     )
     engine: EngineConfig = Field(description="Time.")
     results: ResultsConfig = Field(default=ResultsConfig(), description="Results.")

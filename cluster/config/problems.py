@@ -33,6 +33,13 @@ class Broken:
     #: For an unknown field: the place that it probably misspells.
     meant: Path = ()
 
+    @property
+    def spoiled(self) -> Path | None:
+        """The place that nothing may be concluded from, if there is one."""
+        if isinstance(self.shape, ChoiceShape) and self.path and self.path[-1] == self.shape.tag_key:
+            return self.path[:-1]
+        return self.meant or (self.path if self.shape is not None else None)
+
 
 def dotted(path: Path) -> str:
     """A path as messages print it and as `--set` takes it."""

@@ -8,7 +8,6 @@ are the only place where a field is stated.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -210,28 +209,3 @@ def _choice(members: list[Any], discriminator: Any) -> ChoiceShape:
         for tag in get_args(info.annotation):
             by_tag[tag] = ModelShape(member)
     return ChoiceShape(tag_key, by_tag)
-
-
-def walk(model: type[Model], prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[Model]]]:
-    """Every field below a model, with its path: `[]` for the items of a list, `NAME` for names of the
-    user's.
-    """
-    for key, info in ModelShape(model).fields().items():
-        path = f"{prefix}{key}"
-        yield path, info, model
-        yield from _walk_shape(shape_of(info), path)
-
-
-def _walk_shape(shape: Shape, path: str) -> Iterator[tuple[str, FieldInfo, type[Model]]]:
-    if isinstance(shape, ModelShape):
-        yield from walk(shape.model, f"{path}.")
-    elif isinstance(shape, ChoiceShape):
-        done: list[type[Model]] = []
-        for member in shape.members.values():
-            if member.model not in done:
-                done.append(member.model)
-                yield from walk(member.model, f"{path}.")
-    elif isinstance(shape, ListShape) and not shape.fixed:
-        yield from _walk_shape(shape.items[0], f"{path}[]")
-    elif isinstance(shape, MapShape):
-        yield from _walk_shape(shape.item, f"{path}.NAME")

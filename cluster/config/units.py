@@ -54,16 +54,14 @@ class Family:
     def parse(self, text: object) -> int:
         """The integer that `text` means. Raises UnitError for anything but a number with a known unit."""
         if not isinstance(text, str):
-            raise UnitError(self._hint_for_number(text))
+            raise UnitError()
         match = _NUMBER_AND_UNIT.fullmatch(text.strip())
         if match is None:
             raise UnitError()
         sign, number, unit = match.groups()
-        if unit is None:
-            raise UnitError(self._hint_for_number(number))
-        factor = self.units.get(unit)
+        factor = self.units.get(unit or "")
         if factor is None:
-            raise UnitError(self._hint_for_unit(number, unit))
+            raise UnitError(self._hint(number, unit or ""))
         value = Fraction(number) * factor
         if sign == "-" or value.denominator != 1 or value > QUANTITY_MAX:
             raise UnitError()
@@ -78,12 +76,7 @@ class Family:
                 return f"{value // self.units[unit]}{unit}"
         raise AssertionError("the last format unit is 1")
 
-    def _hint_for_number(self, number: object) -> str:
-        if isinstance(number, bool) or not isinstance(number, int | str):
-            return ""
-        return f"{number}{self.example.lstrip('0123456789')}"
-
-    def _hint_for_unit(self, number: str, unit: str) -> str:
+    def _hint(self, number: str, unit: str) -> str:
         """The unit in another case (`mib`), or a letter that stands for a binary unit (`M`)."""
         folded = unit.lower()
         for known in self.units:

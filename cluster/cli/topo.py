@@ -1,0 +1,152 @@
+"""`privmem topo FILE`: each host as `numactl -H` would print it, with its tiers, private nodes and pools.
+
+Nodes, sizes and distances are those that a real host shows after boot; a pooled node starts empty there, so
+its line says how far it can grow. Equal hosts (`count`) are printed once. Left out: free memory, which only
+a run knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from privmem.cluster.config import Config, load_config
+from privmem.cluster.config.distances import distance_matrix
+from privmem.cluster.config.models import CompressedRam, DeviceConfig, HostConfig, NodeConfig
+from privmem.cluster.config.units import format_size
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import PAGE_SIZE, Feature
+from privmem.scheduler.tiers import ADISTANCE_BY_CLASS, CHUNK, build_tiers
+from privmem.scheduler.topology import HostTopology, NodeTopology
+
+_MB = 1 << 20  # numactl prints MB and means MiB
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("file", metavar="FILE", help="configuration to print")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="override a field"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print all hosts."""
+    print(render(load_config(args.file, args.overrides)))
+    return 0
+
+
+def render(config: Config) -> str:
+    """The whole text."""
+    blocks = ["\n".join(_host(config, host)) for host in config.hosts]
+    pools = [f"  {name}: {_pool(device)}" for name, device in config.devices.items() if device.pooled]
+    if pools:
+        blocks.append("\n".join(["pooled devices:", *pools]))
+    return "\n\n".join(blocks)
+
+
+def _host(config: Config, host: HostConfig) -> Iterator[str]:
+    nodes = sorted(host.nodes, key=lambda node: node.id)
+    count = f" (and {len(host.names) - 1} more, to {host.names[-1]})" if len(host.names) > 1 else ""
+    yield f"host {host.names[0]}{count}, isolation design {config.design}"
+    yield f"available: {len(nodes)} nodes ({_ranges([node.id for node in nodes])})"
+    for node in nodes:
+        yield f"node {node.id} cpus:{''.join(f' {cpu}' for cpu in sorted(node.cpus))}"
+        yield f"node {node.id} size: {_size(config, node)}"
+    yield "node distances:"
+    yield "node " + "".join(f"{node.id:>4}" for node in nodes)
+    for node, row in zip(nodes, distance_matrix(host), strict=True):
+        yield f"{node.id:>3}: " + "".join(f"{distance:>4}" for distance in row)
+    yield from _tiers(config, host, nodes)
+    private = [node for node in nodes if node.private]
+    if private:
+        yield "private nodes:"
+    for node in private:
+        yield (
+            f"  node {node.id}: features {' '.join(node.features) or 'none'}{_fence(node)}; "
+            f"{_backing(config, node)}"
+        )
+
+
+def _tiers(config: Config, host: HostConfig, nodes: list[NodeConfig]) -> Iterator[str]:
+    topology = HostTopology(tuple(_topology_of(config, node) for node in nodes), distance_matrix(host))
+    table = build_tiers(topology, demotion=host.sysctl.demotion_enabled)
+    yield "memory tiers:"
+    for number, mask in table.tiers:
+        listed = ", ".join(
+            f"{nid} (abstract distance {topology.node(nid).adistance})" for nid in nodemask.nodes(mask)
+        )
+        yield f"  tier {number}, from {number * CHUNK}: node {listed}"
+    yield "demotion targets:" + ("" if host.sysctl.demotion_enabled else " none, demotion_enabled is false")
+    for nid, targets in sorted(table.targets.items()):
+        if targets:
+            yield f"  node {nid} -> {', '.join(str(target) for target in targets)}"
+
+
+def _topology_of(config: Config, node: NodeConfig) -> NodeTopology:
+    device = device_of(config, node)
+    features = Feature.NONE if node.private else Feature.ALL
+    for feature in node.features:
+        features |= Feature[feature.upper()]
+    return NodeTopology(
+        nid=node.id,
+        cpus=tuple(sorted(node.cpus)),
+        private=node.private,
+        features=features,
+        adistance=ADISTANCE_BY_CLASS[device.device_class],
+        span_pages=_seen_bytes(device) // PAGE_SIZE,
+    )
+
+
+def device_of(config: Config, node: NodeConfig) -> DeviceConfig:
+    """The device that backs a node."""
+    if node.memory is not None:
+        return node.memory
+    assert node.device is not None
+    return config.devices[node.device]
+
+
+def _seen_bytes(device: DeviceConfig) -> int:
+    """Memory that hosts see."""
+    return device.perceived_bytes if isinstance(device, CompressedRam) else device.capacity_bytes
+
+
+def _size(config: Config, node: NodeConfig) -> str:
+    device = device_of(config, node)
+    if device.pooled:
+        return f"0 MB (grows by extents, to {_seen_bytes(device) // _MB} MB at most)"
+    return f"{_seen_bytes(device) // _MB} MB"
+
+
+def _fence(node: NodeConfig) -> str:
+    return "" if "user_write" in node.features else " (write-fenced)"
+
+
+def _backing(config: Config, node: NodeConfig) -> str:
+    device = device_of(config, node)
+    text = f"backed by {device.device_class}"
+    if node.device is not None:
+        text += f" device {node.device}" + (", pooled" if device.pooled else "")
+    if isinstance(device, CompressedRam):
+        capacity, perceived = format_size(device.capacity_bytes), format_size(device.perceived_bytes)
+        text += f", {capacity} seen as {perceived}, {device.codec}"
+    return text
+
+
+def _pool(device: DeviceConfig) -> str:
+    assert device.extent_bytes is not None
+    capacity, extent = format_size(device.capacity_bytes), format_size(device.extent_bytes)
+    quotas = ", ".join(f"{host} {format_size(quota)}" for host, quota in device.quotas_bytes.items())
+    limit = f", quotas {quotas}" if quotas else ", no quotas"
+    return f"{device.device_class}, {capacity} in extents of {extent}{limit}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-2,5`, as numactl prints node lists."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] + 1 == number:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
