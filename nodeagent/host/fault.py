@@ -1,7 +1,7 @@
 """Page faults of anonymous memory, and the way to the other kinds.
 
 Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects
-(files, shared memory) are in pagecache.py. A read of untouched anonymous memory gets a page of its own, where
+(files, shared memory) are in filemap.py. A read of untouched anonymous memory gets a page of its own, where
 Linux would map the shared zero page (docs/deviations.md).
 """
 
@@ -55,7 +55,9 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
 
 def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool) -> int:
     if vma.kind != VMA_ANON:
-        return memory.object_fault(task, vma, vpn, is_write)
+        from privmem.nodeagent.host import filemap  # both need each other, as in the kernel
+
+        return filemap.object_fault(memory, task, vma, vpn, is_write)
     pfn = alloc_page(memory, task.alloc_context(vma, vpn))
     if pfn < 0:
         return pfn

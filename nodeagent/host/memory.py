@@ -19,6 +19,7 @@ from privmem.nodeagent.host.frames import FrameTable
 from privmem.nodeagent.host.layout import NIL, NR_LRU_LISTS, PG_OBJECT
 from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
+from privmem.nodeagent.host.pagecache import PageCache
 from privmem.nodeagent.host.vmstat import Vmstat
 from privmem.scheduler.abi import MAX_NUMNODES, Feature, Reason
 from privmem.scheduler.topology import HostTopology
@@ -123,6 +124,7 @@ class Memory:
         self.topology = topology
         self.frames = FrameTable({s.nid: s.span_pages for s in specs})
         self.page_table = PageTable()
+        self.page_cache = PageCache()
         self.vmstat = Vmstat()
         self.knobs = knobs
         self.now_ns = 0
@@ -200,6 +202,17 @@ class Memory:
         """Whether the frame belongs to a file or shared-memory object."""
         return bool(self.frames.flags[pfn] & PG_OBJECT)
 
+    def object_moved(self, old_pfn: int, new_pfn: int) -> None:
+        """A page of an object is in another frame now; the frame table already says so."""
+        frames = self.frames
+        object_id, index = int(frames.object_id[new_pfn]), int(frames.object_index[new_pfn])
+        self.page_cache.moved(object_id, index, old_pfn, new_pfn)
+
+    def object_content(self, pfn: int) -> tuple[int, int]:
+        """(source, index) of what a page of an object holds."""
+        holder = self.page_cache.of(int(self.frames.object_id[pfn]))
+        return holder.source, int(self.frames.object_index[pfn])
+
     # -- LRU
     # ------------------------------------------------------------------------------------------------------
 
@@ -235,6 +248,7 @@ class Memory:
         return {
             "frames": self.frames.snapshot(),
             "page_table": self.page_table.snapshot(),
+            "page_cache": self.page_cache.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
             "charge_ns": self.charge_ns,
@@ -252,6 +266,7 @@ class Memory:
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.frames.restore(snapshot["frames"])
         self.page_table.restore(snapshot["page_table"])
+        self.page_cache.restore(snapshot["page_cache"])
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]
         self.charge_ns = snapshot["charge_ns"]

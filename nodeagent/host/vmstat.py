@@ -7,6 +7,7 @@ EVENTS = (
     "pgalloc",
     "pgfree",
     "pgfault",
+    "pgmajfault",  # faults that read a file's page
     "pgreuse",  # write-protect faults that only made an entry writable
     "pgcow",  # ours: copies on write
     "pgscan_kswapd",

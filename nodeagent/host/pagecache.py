@@ -1,0 +1,120 @@
+"""Objects that several mappings can share, and the pages cached for them: files, and shared anonymous memory.
+
+Models `struct address_space` with its `i_pages`, and `struct shared_policy`, the tree of policies that a
+shared-memory object keeps for ranges of itself (mm/mempolicy.c `mpol_set_shared_policy`,
+`mpol_shared_policy_lookup`; Linux 6.1). Filling, faulting and dropping pages is in filemap.py. Left out:
+holes, growth and truncation of files, readahead, swap.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import Any
+
+from privmem.scheduler.errors import InvariantError
+from privmem.scheduler.mempolicy import Mempolicy
+
+#: Kinds of objects.
+FILE = "file"
+SHMEM = "shmem"
+
+PolicyRange = tuple[int, int, Mempolicy]  # first page, one past the last, policy
+
+
+@dataclass(slots=True)
+class MemObject:
+    """One file or shared-memory object."""
+
+    object_id: int  # from 1 on; 0 in a VMA stands for none
+    kind: str
+    name: str
+    nr_pages: int
+    #: Inode number. Interleaving over shared memory begins at another node for each inode
+    #: (`shmem_pseudo_vma_init`).
+    ino: int
+    #: Content of page i is (source, i), see `nodeagent/content.py`; 0 is zero pages.
+    source: int = 0
+    #: Cached pages: index -> page frame.
+    pages: dict[int, int] = field(default_factory=dict)
+    #: Shared policies, ascending, without overlap. Shared memory only: a file has none (vm_ops without
+    #: set_policy).
+    policies: list[PolicyRange] = field(default_factory=list)
+
+    def policy_at(self, index: int) -> Mempolicy | None:
+        """`mpol_shared_policy_lookup`."""
+        at = bisect_right(self.policies, index, key=lambda r: r[0]) - 1
+        if at >= 0 and index < self.policies[at][1]:
+            return self.policies[at][2]
+        return None
+
+    def set_policy(self, start: int, end: int, policy: Mempolicy | None) -> None:
+        """`mpol_set_shared_policy`: pages [start, end) get this policy, None takes away what was there."""
+        kept: list[PolicyRange] = []
+        for low, high, old in self.policies:
+            if low < start:
+                kept.append((low, min(high, start), old))
+            if high > end:
+                kept.append((max(low, end), high, old))
+        if policy is not None:
+            kept.append((start, end, policy))
+        self.policies = sorted(kept, key=lambda r: r[0])
+
+    def snapshot(self) -> list[Any]:
+        """Plain form, inverse of `PageCache.restore`'s reading."""
+        policies = [[low, high, policy.to_spec()] for low, high, policy in self.policies]
+        pages = [[index, self.pages[index]] for index in sorted(self.pages)]
+        return [self.object_id, self.kind, self.name, self.nr_pages, self.ino, self.source, pages, policies]
+
+
+class PageCache:
+    """All objects of a host, by id."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, MemObject] = {}
+        self.next_id = 1
+        #: Inode number of the next shared-memory object; files have numbers of their own file system.
+        self.next_ino = 1
+
+    def create(self, kind: str, name: str, nr_pages: int, source: int = 0) -> MemObject:
+        """A new object without cached pages."""
+        new = MemObject(self.next_id, kind, name, nr_pages, self.next_ino if kind == SHMEM else 0, source)
+        self.objects[new.object_id] = new
+        self.next_id += 1
+        self.next_ino += kind == SHMEM
+        return new
+
+    def of(self, object_id: int) -> MemObject:
+        """The object with this id. Raises KeyError."""
+        return self.objects[object_id]
+
+    def files(self) -> list[MemObject]:
+        """All files, by id."""
+        return [self.objects[i] for i in sorted(self.objects) if self.objects[i].kind == FILE]
+
+    def forget(self, object_id: int) -> None:
+        """Remove an object that has no cached page left."""
+        if self.objects.pop(object_id).pages:
+            raise InvariantError(f"object {object_id} still has cached pages")
+
+    def moved(self, object_id: int, index: int, old_pfn: int, new_pfn: int) -> None:
+        """`folio_migrate_mapping`: the page is in another frame now."""
+        pages = self.objects[object_id].pages
+        if pages.get(index) != old_pfn:
+            raise InvariantError(f"page {index} of object {object_id} is not in frame {old_pfn}")
+        pages[index] = new_pfn
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain form."""
+        objects = [self.objects[i].snapshot() for i in sorted(self.objects)]
+        return {"next_id": self.next_id, "next_ino": self.next_ino, "objects": objects}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Take over a snapshot."""
+        self.next_id = snapshot["next_id"]
+        self.next_ino = snapshot["next_ino"]
+        self.objects = {}
+        for object_id, kind, name, nr_pages, ino, source, pages, policies in snapshot["objects"]:
+            ranges = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
+            cached = {int(index): int(pfn) for index, pfn in pages}
+            self.objects[object_id] = MemObject(object_id, kind, name, nr_pages, ino, source, cached, ranges)
