@@ -146,11 +146,14 @@ class Host:
         memory.now_ns = max(memory.now_ns, self.slice_start_ns)
         if turn < len(self.programs):
             program = self.programs[turn]
+            if program.ended:
+                return
             program.time_ns = max(program.time_ns, self.slice_start_ns)
             program.run(memory, until)
-            if memory.out_of_memory:
-                memory.out_of_memory = False
+            while memory.out_of_memory:
                 oom.kill_largest(memory, self.programs)
+                memory.out_of_memory = False
+                program.run(memory, until)
             return
         turn -= len(self.programs)
         nodes = sorted(memory.nodes)

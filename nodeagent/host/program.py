@@ -91,9 +91,10 @@ class Program:
     def run(self, memory: Memory, until_ns: int) -> None:
         """Make accesses until the program's clock reaches `until_ns` or the workload ends.
 
-        Raises NeedsExtent when the host must stop here; calling it again goes on with the same access.
+        Raises NeedsExtent when the host must stop here, and returns with `memory.out_of_memory` set when a fault
+        found no memory; calling it again goes on with the same access.
         """
-        while self.time_ns < until_ns and not self.ended:
+        while self.time_ns < until_ns and not self.ended and not memory.out_of_memory:
             if self.position == self.filled and not self._refill():
                 return
             self.position, spent, why = run_accesses(
@@ -118,7 +119,7 @@ class Program:
         took = handle_fault(memory, self.task, BASE_VPN + (access >> 1), bool(access & 1))
         if took == -errno.ENOMEM:
             memory.out_of_memory = True
-            self._pass(memory.take_charge() + 1)
+            self._pass(memory.take_charge())
             return
         self.fault_ns += took
         self._pass(took)

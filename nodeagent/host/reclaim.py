@@ -154,10 +154,10 @@ def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]
     for target in targets:
         if not len(left):
             break
-        fits = _eligible(memory, left, target)
-        here = left[fits][: room_pages(target)]
-        if not len(here):
+        chosen = np.flatnonzero(_eligible(memory, left, target))[: room_pages(target)]
+        if not len(chosen):
             continue
+        here = left[chosen]
         migrate_isolated(memory, here, node, target, Reason.DEMOTION)
         if target.free_pages <= target.wmark.low_pages:
             wake_kswapd(memory, target)
@@ -167,7 +167,7 @@ def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]
             memory.vmstat.add("demote_pooled", len(here))
         moved += len(here)
         cost += len(here) * migrate_cost_ns(node, target)
-        left = left[~np.isin(left, here)]
+        left = np.delete(left, chosen)
     if len(left):
         lru_kernel.putback(left, len(left), node.nid * NR_LRU_LISTS, *memory.lru_arrays())
     return moved, cost
