@@ -52,14 +52,21 @@ class MemsChange:
     old_effective: int = 0
 
 
-def write_mems(cpuset: Cpuset, requested: int, parent_effective: int, rules: CpusetNodes) -> MemsChange:
-    """`update_nodemask` and `update_nodemasks_hier` for one cpuset below `parent_effective`."""
+def write_mems(
+    cpuset: Cpuset, requested: int, parent_effective: int, rules: CpusetNodes, populated: bool = True
+) -> MemsChange:
+    """`update_nodemask` and `update_nodemasks_hier` for one cpuset below `parent_effective`.
+
+    A cpuset with tasks (`populated`) that once had mems cannot be emptied again: ENOSPC (`validate_change`).
+    """
     if not nodemask.is_subset(requested, rules.namable):
         return MemsChange(-errno.EINVAL, cpuset)
     if requested and rules.must_keep and not requested & rules.must_keep:
         return MemsChange(-errno.EINVAL, cpuset)
     if requested == cpuset.requested:
         return MemsChange(0, cpuset)
+    if populated and cpuset.requested and not requested:
+        return MemsChange(-errno.ENOSPC, cpuset)
     effective = requested & parent_effective or parent_effective
     changed = replace(cpuset, requested=requested, effective=effective)
     return MemsChange(0, changed, effective != cpuset.effective, cpuset.effective)

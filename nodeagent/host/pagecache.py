@@ -35,6 +35,8 @@ class MemObject:
     ino: int
     #: Content of page i is (source, i), see `nodeagent/content.py`; 0 is zero pages.
     source: int = 0
+    #: Pages of VMAs that map it, over all address spaces; shared memory goes with the last one.
+    vma_pages: int = 0
     #: Cached pages: index -> page frame.
     pages: dict[int, int] = field(default_factory=dict)
     #: Shared policies, ascending, without overlap. Shared memory only: a file has none (vm_ops without
@@ -64,7 +66,8 @@ class MemObject:
         """Plain form, inverse of `PageCache.restore`'s reading."""
         policies = [[low, high, policy.to_spec()] for low, high, policy in self.policies]
         pages = [[index, self.pages[index]] for index in sorted(self.pages)]
-        return [self.object_id, self.kind, self.name, self.nr_pages, self.ino, self.source, pages, policies]
+        numbers = [self.object_id, self.kind, self.name, self.nr_pages, self.ino, self.source, self.vma_pages]
+        return [*numbers, pages, policies]
 
 
 class PageCache:
@@ -114,7 +117,7 @@ class PageCache:
         self.next_id = snapshot["next_id"]
         self.next_ino = snapshot["next_ino"]
         self.objects = {}
-        for object_id, kind, name, nr_pages, ino, source, pages, policies in snapshot["objects"]:
+        for *numbers, pages, policies in snapshot["objects"]:
             ranges = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
             cached = {int(index): int(pfn) for index, pfn in pages}
-            self.objects[object_id] = MemObject(object_id, kind, name, nr_pages, ino, source, cached, ranges)
+            self.objects[numbers[0]] = MemObject(*numbers, cached, ranges)

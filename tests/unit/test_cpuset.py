@@ -27,8 +27,15 @@ def test_unknown_node_is_refused_and_changes_nothing():
 
 def test_empty_and_disjoint_requests_inherit():
     cpuset = Cpuset(0b0011, 0b0011)
-    assert write_mems(cpuset, 0, PARENT, RULES).cpuset == Cpuset(0, PARENT)
+    assert write_mems(cpuset, 0, PARENT, RULES, populated=False).cpuset == Cpuset(0, PARENT)
     assert write_mems(cpuset, 0b1000, 0b0111, RULES).cpuset == Cpuset(0b1000, 0b0111)
+
+
+def test_a_cpuset_with_tasks_cannot_be_emptied():
+    cpuset = Cpuset(0b0011, 0b0011)
+    assert write_mems(cpuset, 0, PARENT, RULES) == MemsChange(-errno.ENOSPC, cpuset)
+    fresh = Cpuset.inheriting(PARENT)
+    assert write_mems(fresh, 0, PARENT, RULES) == MemsChange(0, fresh)
 
 
 def test_same_effective_nodes_rebind_nothing():

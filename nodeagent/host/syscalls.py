@@ -1,0 +1,224 @@
+"""System calls and events of one host that shape address spaces: mmap, munmap, madvise, fork, exit,
+touching pages, cpusets.
+
+Models mm/mmap.c, mm/madvise.c and kernel/fork.c of Linux 6.1 as far as page placement depends on them.
+Calls return 0 or a negative errno. Addresses are virtual page numbers, and the caller chooses them
+(MAP_FIXED). Left out: protection changes, mremap, huge pages, the memory that the kernel itself takes for
+page tables.
+
+Calls may raise NeedsExtent where an allocation can only be served by a pool; made again, they go on.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import numpy as np
+
+from privmem.nodeagent.host.fault import add_mapping, handle_fault, unmap_range
+from privmem.nodeagent.host.filemap import release_all
+from privmem.nodeagent.host.layout import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_FLAGS,
+    PTE_PFN_SHIFT,
+    PTE_PRESENT,
+    PTE_PROTNONE,
+    PTE_WRITABLE,
+)
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
+from privmem.nodeagent.host.numa_syscalls import do_migrate_pages
+from privmem.nodeagent.host.pagecache import SHMEM, MemObject
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler import cpuset
+from privmem.scheduler.cpuset import Cpuset, MemsChange
+
+_NOT_WRITABLE = np.uint32(0xFFFFFFFF ^ PTE_WRITABLE)
+
+
+def mmap_anon(memory: Memory, task: Task, start: int, nr_pages: int, source: int = 0, index: int = 0) -> int:
+    """MAP_PRIVATE | MAP_ANONYMOUS. `source`, `index`: what its pages hold (see `mm.Region`)."""
+    error = _make_room(memory, task, start, nr_pages)
+    if error:
+        return error
+    slot = memory.page_table.take(nr_pages, task.mm.mm_id, start, source, index)
+    task.mm.insert(Vma(start, start + nr_pages, slot))
+    return 0
+
+
+def mmap_shared(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
+    """MAP_SHARED | MAP_ANONYMOUS: a new shared-memory object, mapped from its start (`shmem_zero_setup`)."""
+    error = _make_room(memory, task, start, nr_pages)
+    if error:
+        return error
+    holder = memory.page_cache.create(SHMEM, "dev/zero", nr_pages)
+    return mmap_object(memory, task, start, nr_pages, holder, private=False)
+
+
+def mmap_object(
+    memory: Memory, task: Task, start: int, nr_pages: int, holder: MemObject, private: bool, index: int = 0
+) -> int:
+    """MAP_SHARED or MAP_PRIVATE of pages [index, index + nr_pages) of a file or object."""
+    error = _make_room(memory, task, start, nr_pages)
+    if error:
+        return error
+    slot = memory.page_table.take(nr_pages, task.mm.mm_id, start, holder.source, index)
+    end = start + nr_pages
+    vma = Vma(start, end, slot, VMA_OBJECT, object_id=holder.object_id, index=index, private=private)
+    task.mm.insert(vma)
+    holder.vma_pages += nr_pages
+    return 0
+
+
+def _make_room(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
+    if nr_pages <= 0:
+        return -errno.EINVAL
+    return munmap(memory, task, start, nr_pages)
+
+
+def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
+    """`do_munmap`: whatever was mapped there goes; holes do not matter."""
+    if nr_pages <= 0:
+        return -errno.EINVAL
+    parts = task.mm.in_range(start, start + nr_pages)
+    if not parts:
+        return 0
+    task.mm.replace_range(start, start + nr_pages, [])
+    for part in parts:
+        unmap_range(memory, part)
+        memory.page_table.give_back(part.slot, part.nr_pages)
+        if part.kind == VMA_OBJECT:
+            _unmap_object(memory, part)
+    return 0
+
+
+def _unmap_object(memory: Memory, part: Vma) -> None:
+    holder = memory.page_cache.of(part.object_id)
+    holder.vma_pages -= part.nr_pages
+    if holder.kind == SHMEM and holder.vma_pages == 0:
+        release_all(memory, holder)
+
+
+def madvise_dontneed(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
+    """MADV_DONTNEED: empty the page-table entries; -ENOMEM, after all the work, when part of the range is
+    not mapped.
+    """
+    parts = task.mm.in_range(start, start + nr_pages)
+    for part in parts:
+        unmap_range(memory, part)
+    return 0 if sum(part.nr_pages for part in parts) == nr_pages else -errno.ENOMEM
+
+
+def touch(memory: Memory, task: Task, start: int, nr_pages: int, is_write: bool) -> int:
+    """Access each page in order. 0, or the errno of the first fault that failed (-EFAULT stands for a
+    signal).
+    """
+    end = start + nr_pages
+    vpn = start
+    for part in task.mm.in_range(start, end):
+        if part.start != vpn:
+            return -errno.EFAULT
+        error = _touch_part(memory, task, part, is_write)
+        if error:
+            return error
+        vpn = part.end
+    return 0 if vpn == end else -errno.EFAULT
+
+
+def _touch_part(memory: Memory, task: Task, part: Vma, is_write: bool) -> int:
+    used = PTE_ACCESSED | (PTE_DIRTY if is_write else 0)
+    wanted = np.uint32(PTE_PRESENT | (PTE_WRITABLE if is_write else 0))
+    entries = memory.page_table.pte[part.slot : part.slot + part.nr_pages]
+    unready = (entries & wanted != wanted) | (entries & np.uint32(PTE_PROTNONE) != 0)
+    for offset in np.flatnonzero(unready).tolist():
+        error = _fault_until_ready(memory, task, part.start + offset, part.slot + offset, is_write)
+        if error:
+            return error
+    # Not the view from above: a fault may have let the table grow.
+    memory.page_table.pte[part.slot : part.slot + part.nr_pages] |= np.uint32(used)
+    return 0
+
+
+def _fault_until_ready(memory: Memory, task: Task, vpn: int, slot: int, is_write: bool) -> int:
+    wanted = PTE_PRESENT | (PTE_WRITABLE if is_write else 0)
+    while True:
+        entry = int(memory.page_table.pte[slot])
+        if entry & wanted == wanted and not entry & PTE_PROTNONE:
+            return 0
+        took = handle_fault(memory, task, vpn, is_write)
+        if took < 0:
+            return took
+
+
+def fork(memory: Memory, parent: Task, pid: int) -> Task:
+    """`dup_mm` and `copy_process`: a child with the same policies, cpuset, CPU and memory; private pages
+    become shared.
+
+    Mappings of objects are not copied unless they hold private pages (`vma_needs_copy`): the child faults
+    them in.
+    """
+    child = Task(pid, parent.cpu, parent.resolver)
+    child.policy, child.mems_allowed, child.il_prev = parent.policy, parent.mems_allowed, parent.il_prev
+    table = memory.page_table
+    for vma in parent.mm.vmas:
+        region = table.find(vma.slot)
+        index = region.index + vma.slot - region.start
+        slot = table.take(vma.nr_pages, child.mm.mm_id, vma.start, region.source, index)
+        child.mm.insert(replace(vma, slot=slot))
+        if vma.kind == VMA_OBJECT:
+            memory.page_cache.of(vma.object_id).vma_pages += vma.nr_pages
+        if _needs_copy(memory, vma):
+            _copy_entries(memory, vma, slot)
+    return child
+
+
+def _needs_copy(memory: Memory, vma: Vma) -> bool:
+    if vma.kind == VMA_ANON:
+        return True
+    entries = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
+    present = entries[entries & np.uint32(PTE_PRESENT) != 0] >> np.uint32(PTE_PFN_SHIFT)
+    return any(not memory.is_object_page(pfn) for pfn in present.tolist())
+
+
+def _copy_entries(memory: Memory, vma: Vma, child_slot: int) -> None:
+    """`copy_present_pte` for each page: both sides lose the right to write, the child's entry is old."""
+    pte = memory.page_table.pte
+    view = pte[vma.slot : vma.slot + vma.nr_pages]
+    present = np.flatnonzero(view & np.uint32(PTE_PRESENT))
+    if vma.private:
+        view[present] &= _NOT_WRITABLE
+    for offset in present.tolist():
+        entry = int(view[offset])
+        flags = entry & PTE_FLAGS & ~PTE_ACCESSED
+        add_mapping(memory, child_slot + offset, entry >> PTE_PFN_SHIFT, flags)
+
+
+def exit_task(memory: Memory, task: Task) -> None:
+    """`exit_mm`: all its mappings go."""
+    for vma in list(task.mm.vmas):
+        munmap(memory, task, vma.start, vma.nr_pages)
+
+
+def write_cpuset_mems(
+    memory: Memory, tasks: list[Task], group: Cpuset, requested: int, parent_effective: int
+) -> MemsChange:
+    """Write `cpuset.mems` of the cgroup of `tasks`: policies are rebound, and pages move along (v2 always
+    migrates).
+    """
+    if not tasks:
+        raise ValueError("a cpuset without tasks has no pages to move: use scheduler.cpuset.write_mems")
+    rules = tasks[0].resolver
+    change = cpuset.write_mems(group, requested, parent_effective, rules.cpuset_nodes, populated=True)
+    if change.error or not change.rebinds:
+        return change
+    for task in tasks:
+        task.policy = cpuset.rebind_task(task.policy, change, rules.policy_nodes)
+        task.mems_allowed = change.cpuset.effective
+        task.mm.vmas = [
+            replace(vma, policy=cpuset.rebind_vma(vma.policy, change, rules.policy_nodes))
+            for vma in task.mm.vmas
+        ]
+        do_migrate_pages(memory, task, change.old_effective, change.cpuset.effective, True, None)
+    return change
