@@ -93,7 +93,7 @@ def new_policy(mode_arg: int, user_nodes: int, mems: int, rules: PolicyNodes) ->
     error, mode, flags = sanitize_mode(mode_arg)
     if error:
         return error, None
-    error, policy = _mpol_new(mode, flags, user_nodes)
+    error, policy = mpol_new(mode, flags, user_nodes)
     if error or policy is None:
         return error, None
     return set_nodemask(policy, user_nodes, mems, rules)
@@ -113,7 +113,10 @@ def sanitize_mode(mode_arg: int) -> tuple[int, Mpol, int]:
     return 0, Mpol(mode), flags
 
 
-def _mpol_new(mode: Mpol, flags: int, user_nodes: int) -> tuple[int, Mempolicy | None]:
+def mpol_new(mode: Mpol, flags: int, user_nodes: int) -> tuple[int, Mempolicy | None]:
+    """`mpol_new`: a policy that does not know its nodes yet; EINVAL when mode, flags and mask do not fit
+    together.
+    """
     if mode == Mpol.DEFAULT:
         return (-errno.EINVAL if user_nodes else 0), None
     if mode == Mpol.LOCAL:

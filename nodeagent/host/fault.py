@@ -62,6 +62,7 @@ def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
     if pfn < 0:
         return pfn
     map_page(memory, vma.slot_of(vpn), pfn, writable=vma.writable, dirty=is_write)
+    memory.lru_batches.add(task.cpu, pfn)
     return FAULT_NS
 
 
@@ -111,11 +112,20 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     if vma.kind != VMA_ANON and not vma.private:
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
         return WP_FAULT_NS
-    if memory.mapped_once(pfn) and not memory.is_object_page(pfn):
+    if _is_mine(memory, task, pfn):
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
         memory.vmstat.add("pgreuse")
         return WP_FAULT_NS
     return _copy_on_write(memory, task, vma, vpn)
+
+
+def _is_mine(memory: Memory, task: Task, pfn: int) -> bool:
+    """`do_wp_page`: whether the writer has the only reference to an anonymous page, so that it need not be
+    copied.
+    """
+    if not memory.mapped_once(pfn) or memory.is_object_page(pfn):
+        return False
+    return not memory.lru_batches.held_elsewhere(pfn, task.cpu)
 
 
 def _copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
@@ -127,6 +137,7 @@ def _copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     old = remove_mapping(memory, slot)  # not what it was before the allocation, if that reclaimed
     memory.frames.version[new] = memory.frames.version[old]
     map_page(memory, slot, new, writable=True, dirty=True)
+    memory.lru_batches.add(task.cpu, new)
     drop_if_unused(memory, old)
     memory.vmstat.add("pgcow")
     return FAULT_NS

@@ -58,6 +58,7 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
             return own
         memory.frames.version[own] = memory.frames.version[pfn]
         map_page(memory, slot, own, writable=True, dirty=True)
+        memory.lru_batches.add(task.cpu, own)
         return FAULT_NS
     flags = PTE_PRESENT | PTE_ACCESSED
     # A file must hear of the first write to a page (page_mkwrite); shared memory need not.
@@ -81,6 +82,7 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int) -> int:
     memory.frames.object_index[pfn] = index
     holder.pages[index] = pfn
     memory.lru_add(pfn)
+    memory.lru_batches.add(task.cpu, pfn)
     return pfn
 
 
@@ -173,6 +175,7 @@ def drop_caches(memory: Memory) -> int:
     many went.
     """
     dropped = 0
+    memory.lru_batches.drain_all()
     for holder in memory.page_cache.files():
         for index in sorted(holder.pages):
             if int(memory.frames.rmap[holder.pages[index]]) == 0:

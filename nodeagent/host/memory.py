@@ -17,6 +17,7 @@ from privmem.nodeagent.buddy import Buddy
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.frames import FrameTable
 from privmem.nodeagent.host.layout import NIL, NR_LRU_LISTS, PG_OBJECT
+from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
 from privmem.nodeagent.host.pagecache import PageCache
@@ -125,6 +126,7 @@ class Memory:
         self.frames = FrameTable({s.nid: s.span_pages for s in specs})
         self.page_table = PageTable()
         self.page_cache = PageCache()
+        self.lru_batches = LruBatches()
         self.vmstat = Vmstat()
         self.knobs = knobs
         self.now_ns = 0
@@ -249,6 +251,7 @@ class Memory:
             "frames": self.frames.snapshot(),
             "page_table": self.page_table.snapshot(),
             "page_cache": self.page_cache.snapshot(),
+            "lru_batches": self.lru_batches.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
             "charge_ns": self.charge_ns,
@@ -267,6 +270,7 @@ class Memory:
         self.frames.restore(snapshot["frames"])
         self.page_table.restore(snapshot["page_table"])
         self.page_cache.restore(snapshot["page_cache"])
+        self.lru_batches.restore(snapshot["lru_batches"])
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]
         self.charge_ns = snapshot["charge_ns"]

@@ -115,17 +115,23 @@ def mbind(
     memory: Memory, task: Task, start: int, nr_pages: int, mode_arg: int, user_nodes: int, flags: int
 ) -> int:
     """`do_mbind` over pages [start, start + nr_pages)."""
-    error, mode, _ = mempolicy.sanitize_mode(mode_arg)
+    error, mode, mode_flags = mempolicy.sanitize_mode(mode_arg)
     if error or flags & ~_MF_VALID:
         return -errno.EINVAL
     if mode == Mpol.DEFAULT:
         flags &= ~MPOL_MF_STRICT
     if nr_pages == 0:
         return 0
-    rules = task.resolver.policy_nodes
-    error, policy = mempolicy.new_policy(mode_arg, user_nodes, task.mems_allowed, rules)
+    error, policy = mempolicy.mpol_new(mode, mode_flags, user_nodes)
     if error:
         return error
+    if flags & _MF_MOVES:
+        memory.lru_batches.drain_all()
+    if policy is not None:
+        rules = task.resolver.policy_nodes
+        error, policy = mempolicy.set_nodemask(policy, user_nodes, task.mems_allowed, rules)
+        if error:
+            return error
     end = start + nr_pages
     # The mask as the user gave it says which pages are misplaced, even when the policy reads it as positions.
     wrong = ~user_nodes
@@ -304,6 +310,7 @@ def do_migrate_pages(
 ) -> int:
     """Move a task's pages so that their relative places on `old_nodes` are kept on `new_nodes`."""
     busy = 0
+    memory.lru_batches.drain_all()
     left = old_nodes
     while left:
         source, target = _next_move(old_nodes, new_nodes, left)
@@ -397,6 +404,7 @@ def move_pages(
     status = [STATUS_UNSET] * len(vpns)
     if flags & ~_MF_MOVES:
         return -errno.EINVAL, status
+    memory.lru_batches.drain_all()
     error = 0
     queued: list[tuple[int, int, int]] = []  # position, frame, node
     seen: dict[int, int] = {}

@@ -19,6 +19,9 @@ from privmem.scheduler.mempolicy import Mempolicy
 FILE = "file"
 SHMEM = "shmem"
 
+#: `SHMEM_INO_BATCH`: inode numbers that a CPU reserves at a time.
+INO_BATCH = 1024
+
 PolicyRange = tuple[int, int, Mempolicy]  # first page, one past the last, policy
 
 
@@ -76,15 +79,26 @@ class PageCache:
     def __init__(self) -> None:
         self.objects: dict[int, MemObject] = {}
         self.next_id = 1
-        #: Inode number of the next shared-memory object; files have numbers of their own file system.
-        self.next_ino = 1
+        #: Inode numbers of shared memory: each CPU takes a batch of them (`shmem_reserve_inode`).
+        self.next_batch = 0
+        self.next_ino: dict[int, int] = {}
 
-    def create(self, kind: str, name: str, nr_pages: int, source: int = 0) -> MemObject:
-        """A new object without cached pages."""
-        new = MemObject(self.next_id, kind, name, nr_pages, self.next_ino if kind == SHMEM else 0, source)
+    def create_file(self, name: str, nr_pages: int, source: int = 0) -> MemObject:
+        """A file, with none of its pages cached."""
+        return self._insert(MemObject(self.next_id, FILE, name, nr_pages, 0, source))
+
+    def create_shmem(self, name: str, nr_pages: int, cpu: int) -> MemObject:
+        """A shared-memory object, made by a task on this CPU."""
+        ino = self.next_ino.get(cpu, 0)
+        if ino % INO_BATCH == 0:
+            ino = self.next_batch or 1  # inode number 0 is none
+            self.next_batch += INO_BATCH
+        self.next_ino[cpu] = ino + 1
+        return self._insert(MemObject(self.next_id, SHMEM, name, nr_pages, ino))
+
+    def _insert(self, new: MemObject) -> MemObject:
         self.objects[new.object_id] = new
         self.next_id += 1
-        self.next_ino += kind == SHMEM
         return new
 
     def of(self, object_id: int) -> MemObject:
@@ -110,12 +124,18 @@ class PageCache:
     def snapshot(self) -> dict[str, Any]:
         """Plain form."""
         objects = [self.objects[i].snapshot() for i in sorted(self.objects)]
-        return {"next_id": self.next_id, "next_ino": self.next_ino, "objects": objects}
+        return {
+            "next_id": self.next_id,
+            "next_batch": self.next_batch,
+            "next_ino": [[cpu, self.next_ino[cpu]] for cpu in sorted(self.next_ino)],
+            "objects": objects,
+        }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Take over a snapshot."""
         self.next_id = snapshot["next_id"]
-        self.next_ino = snapshot["next_ino"]
+        self.next_batch = snapshot["next_batch"]
+        self.next_ino = {int(cpu): int(ino) for cpu, ino in snapshot["next_ino"]}
         self.objects = {}
         for *numbers, pages, policies in snapshot["objects"]:
             ranges = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]

@@ -53,7 +53,7 @@ def mmap_shared(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
     error = _make_room(memory, task, start, nr_pages)
     if error:
         return error
-    holder = memory.page_cache.create(SHMEM, "dev/zero", nr_pages)
+    holder = memory.page_cache.create_shmem("dev/zero", nr_pages, task.cpu)
     return mmap_object(memory, task, start, nr_pages, holder, private=False)
 
 
@@ -85,6 +85,7 @@ def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
     parts = task.mm.in_range(start, start + nr_pages)
     if not parts:
         return 0
+    memory.lru_batches.drain(task.cpu)
     task.mm.replace_range(start, start + nr_pages, [])
     for part in parts:
         unmap_range(memory, part)
@@ -106,6 +107,8 @@ def madvise_dontneed(memory: Memory, task: Task, start: int, nr_pages: int) -> i
     not mapped.
     """
     parts = task.mm.in_range(start, start + nr_pages)
+    if parts:
+        memory.lru_batches.drain(task.cpu)
     for part in parts:
         unmap_range(memory, part)
     return 0 if sum(part.nr_pages for part in parts) == nr_pages else -errno.ENOMEM

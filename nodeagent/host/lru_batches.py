@@ -1,0 +1,66 @@
+"""Per-CPU batches of pages on their way to the LRU lists: who still holds a reference to a page of nobody
+else.
+
+Models `cpu_fbatches.lru_add` of mm/swap.c, Linux 6.1: `folio_add_lru` gathers 15 pages of a CPU before they
+go to the lists, and each page in a batch has one reference more. One thing can be seen of it from outside:
+a write to a page that a fork left write-protected copies the page, although nobody else maps it, when the
+batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained there). The
+lists themselves are kept without delay here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: `PAGEVEC_SIZE`: the batch goes to the lists when the fifteenth page comes.
+BATCH_PAGES = 15
+
+
+class LruBatches:
+    """Pages that a batch holds, by CPU."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, list[int]] = {}
+        #: Page frame -> CPU whose batch holds it. A frame that was freed and used anew belongs to the later
+        #: CPU.
+        self._holder: dict[int, int] = {}
+
+    def add(self, cpu: int, pfn: int) -> None:
+        """`folio_add_lru` on a CPU."""
+        batch = self._batches.setdefault(cpu, [])
+        batch.append(pfn)
+        self._holder[pfn] = cpu
+        if len(batch) == BATCH_PAGES:
+            self.drain(cpu)
+
+    def drain(self, cpu: int) -> None:
+        """`lru_add_drain` on a CPU."""
+        batch = self._batches.pop(cpu, [])
+        for pfn in batch:
+            if self._holder.get(pfn) == cpu:
+                del self._holder[pfn]
+
+    def drain_all(self) -> None:
+        """`lru_add_drain_all`, and what `lru_cache_disable` does first."""
+        self._batches.clear()
+        self._holder.clear()
+
+    def held_elsewhere(self, pfn: int, cpu: int) -> bool:
+        """Whether the page stays held after the CPU drained its own batch, which it does if any batch holds
+        the page.
+        """
+        if pfn not in self._holder:
+            return False
+        self.drain(cpu)
+        return pfn in self._holder
+
+    def snapshot(self) -> list[Any]:
+        """Plain form."""
+        batches = [[cpu, list(self._batches[cpu])] for cpu in sorted(self._batches)]
+        return [batches, [[pfn, self._holder[pfn]] for pfn in sorted(self._holder)]]
+
+    def restore(self, snapshot: list[Any]) -> None:
+        """Take over a snapshot."""
+        batches, holders = snapshot
+        self._batches = {int(cpu): [int(pfn) for pfn in pfns] for cpu, pfns in batches}
+        self._holder = {int(pfn): int(cpu) for pfn, cpu in holders}
