@@ -12,7 +12,14 @@ from collections.abc import Iterator
 
 from privmem.cluster.config import Config, load_config
 from privmem.cluster.config.distances import distance_matrix
-from privmem.cluster.config.models import CompressedRam, DeviceConfig, HostConfig, NodeConfig
+from privmem.cluster.config.models import (
+    CompressedRam,
+    DeviceConfig,
+    HostConfig,
+    NodeConfig,
+    device_of,
+    seen_bytes,
+)
 from privmem.cluster.config.units import format_size
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import PAGE_SIZE, Feature
@@ -46,7 +53,10 @@ def render(config: Config) -> str:
 
 
 def _host(config: Config, host: HostConfig) -> Iterator[str]:
-    nodes = sorted(host.nodes, key=lambda node: node.id)
+    order = sorted(range(len(host.nodes)), key=lambda n: host.nodes[n].id)
+    nodes = [host.nodes[n] for n in order]
+    matrix = distance_matrix(host)
+    distances = tuple(tuple(matrix[a][b] for b in order) for a in order)
     count = f" (and {len(host.names) - 1} more, to {host.names[-1]})" if len(host.names) > 1 else ""
     yield f"host {host.names[0]}{count}, isolation design {config.design}"
     yield f"available: {len(nodes)} nodes ({_ranges([node.id for node in nodes])})"
@@ -55,9 +65,9 @@ def _host(config: Config, host: HostConfig) -> Iterator[str]:
         yield f"node {node.id} size: {_size(config, node)}"
     yield "node distances:"
     yield "node " + "".join(f"{node.id:>4}" for node in nodes)
-    for node, row in zip(nodes, distance_matrix(host), strict=True):
+    for node, row in zip(nodes, distances, strict=True):
         yield f"{node.id:>3}: " + "".join(f"{distance:>4}" for distance in row)
-    yield from _tiers(config, host, nodes)
+    yield from _tiers(config, host, nodes, distances)
     private = [node for node in nodes if node.private]
     if private:
         yield "private nodes:"
@@ -68,8 +78,10 @@ def _host(config: Config, host: HostConfig) -> Iterator[str]:
         )
 
 
-def _tiers(config: Config, host: HostConfig, nodes: list[NodeConfig]) -> Iterator[str]:
-    topology = HostTopology(tuple(_topology_of(config, node) for node in nodes), distance_matrix(host))
+def _tiers(
+    config: Config, host: HostConfig, nodes: list[NodeConfig], distances: tuple[tuple[int, ...], ...]
+) -> Iterator[str]:
+    topology = HostTopology(tuple(_topology_of(config, node) for node in nodes), distances)
     table = build_tiers(topology, demotion=host.sysctl.demotion_enabled)
     yield "memory tiers:"
     for number, mask in table.tiers:
@@ -84,7 +96,7 @@ def _tiers(config: Config, host: HostConfig, nodes: list[NodeConfig]) -> Iterato
 
 
 def _topology_of(config: Config, node: NodeConfig) -> NodeTopology:
-    device = device_of(config, node)
+    device = _device(config, node)
     features = Feature.NONE if node.private else Feature.ALL
     for feature in node.features:
         features |= Feature[feature.upper()]
@@ -94,28 +106,21 @@ def _topology_of(config: Config, node: NodeConfig) -> NodeTopology:
         private=node.private,
         features=features,
         adistance=ADISTANCE_BY_CLASS[device.device_class],
-        span_pages=_seen_bytes(device) // PAGE_SIZE,
+        span_pages=seen_bytes(device) // PAGE_SIZE,
     )
 
 
-def device_of(config: Config, node: NodeConfig) -> DeviceConfig:
-    """The device that backs a node."""
-    if node.memory is not None:
-        return node.memory
-    assert node.device is not None
-    return config.devices[node.device]
-
-
-def _seen_bytes(device: DeviceConfig) -> int:
-    """Memory that hosts see."""
-    return device.perceived_bytes if isinstance(device, CompressedRam) else device.capacity_bytes
+def _device(config: Config, node: NodeConfig) -> DeviceConfig:
+    device = device_of(config, node)
+    assert device is not None, "the configuration has passed the checks"
+    return device
 
 
 def _size(config: Config, node: NodeConfig) -> str:
-    device = device_of(config, node)
+    device = _device(config, node)
     if device.pooled:
-        return f"0 MB (grows by extents, to {_seen_bytes(device) // _MB} MB at most)"
-    return f"{_seen_bytes(device) // _MB} MB"
+        return f"0 MB (grows by extents, to {seen_bytes(device) // _MB} MB at most)"
+    return f"{seen_bytes(device) // _MB} MB"
 
 
 def _fence(node: NodeConfig) -> str:
@@ -123,7 +128,7 @@ def _fence(node: NodeConfig) -> str:
 
 
 def _backing(config: Config, node: NodeConfig) -> str:
-    device = device_of(config, node)
+    device = _device(config, node)
     text = f"backed by {device.device_class}"
     if node.device is not None:
         text += f" device {node.device}" + (", pooled" if device.pooled else "")
@@ -134,7 +139,6 @@ def _backing(config: Config, node: NodeConfig) -> str:
 
 
 def _pool(device: DeviceConfig) -> str:
-    assert device.extent_bytes is not None
     capacity, extent = format_size(device.capacity_bytes), format_size(device.extent_bytes)
     quotas = ", ".join(f"{host} {format_size(quota)}" for host, quota in device.quotas_bytes.items())
     limit = f", quotas {quotas}" if quotas else ", no quotas"

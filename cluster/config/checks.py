@@ -6,15 +6,26 @@ is dropped when one of them is broken by itself and was only filled in for the c
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Iterator
 
 from privmem.cluster.config import checks_host
 from privmem.cluster.config.checks_host import Mistake, not_among
 from privmem.cluster.config.fields import nearest, wrong
-from privmem.cluster.config.models import CompressedRam, Config, DeviceConfig, ReplayWorkload
+from privmem.cluster.config.models import (
+    CAPACITY_MAX_BYTES,
+    EXTENT_DEFAULT_BYTES,
+    CompressedRam,
+    Config,
+    DeviceConfig,
+    ProcessConfig,
+    RecordingContent,
+    ReplayWorkload,
+    device_of,
+    seen_bytes,
+)
 from privmem.cluster.config.shape import Path
+from privmem.cluster.config.tree import found
 from privmem.cluster.config.units import format_size, format_time
 from privmem.cluster.errors import TraceError
 from privmem.scheduler.abi import PAGE_SIZE
@@ -26,7 +37,13 @@ _LEVEL_MAX = {"lz4": 12, "zstd": 22}
 
 def check_config(config: Config) -> list[Mistake]:
     """Every mistake that no field shows on its own."""
-    mistakes = [*_engine(config), *_names(config), *_devices(config), *_device_users(config)]
+    mistakes = [
+        *_engine(config),
+        *_names(config),
+        *_devices(config),
+        *_device_users(config),
+        *_capacity(config),
+    ]
     for n, host in enumerate(config.hosts):
         mistakes += checks_host.check_host(host, ("hosts", n))
     return mistakes + list(_recordings(config))
@@ -84,15 +101,20 @@ def _device(device: DeviceConfig, place: Path) -> Iterator[Mistake]:
     for key, size_bytes in sizes.items():
         if size_bytes % PAGE_SIZE:
             yield Mistake((*place, key), wrong(format_size(size_bytes), "a multiple of the 4KiB page"))
-    for key, given in (("extent", device.extent_bytes is not None), ("quotas", bool(device.quotas_bytes))):
+    for key, given in (
+        ("extent", device.extent_bytes != EXTENT_DEFAULT_BYTES),
+        ("quotas", bool(device.quotas_bytes)),
+    ):
         if given and not device.pooled:
             text = wrong(f"{key} of a device that is not pooled", "with `pooled: true` only")
             yield Mistake((*place, key), text, ((*place, key), (*place, "pooled")))
     extent = device.extent_bytes
-    if extent is not None and (extent & (extent - 1) or device.capacity_bytes % extent):
+    if device.pooled and (extent & (extent - 1) or device.capacity_bytes % extent):
         capacity = format_size(device.capacity_bytes)
         text = wrong(format_size(extent), f"a power of two that divides the capacity, {capacity}")
-        yield Mistake((*place, "extent"), text, ((*place, "extent"), (*place, "capacity")))
+        yield Mistake(
+            (*place, "extent"), text, tuple((*place, key) for key in ("extent", "capacity", "pooled"))
+        )
     curve = device.loaded_latency
     if curve is not None and not _is_curve(curve):
         allowed = "[0, N] first, then pairs of rising utilisation and never falling latency"
@@ -134,7 +156,7 @@ def _device_users(config: Config) -> Iterator[Mistake]:
             if name is None:
                 continue
             if name not in known:
-                yield Mistake(place, not_among(name, known, "a device"), (place,))
+                yield Mistake(place, not_among(name, known, "a device"), (place, ("devices", name)))
             elif not config.devices[name].pooled:
                 what = ""
                 if name in first:
@@ -147,29 +169,50 @@ def _device_users(config: Config) -> Iterator[Mistake]:
                 first.setdefault(name, f"hosts.{n}.nodes.{m}")
 
 
+def _capacity(config: Config) -> Iterator[Mistake]:
+    """Page frame numbers of a host are int32."""
+    for n, host in enumerate(config.hosts):
+        total = sum(
+            seen_bytes(device) for node in host.nodes if (device := device_of(config, node)) is not None
+        )
+        if total > CAPACITY_MAX_BYTES:
+            text = wrong(
+                f"{format_size(total)} of memory", f"at most {format_size(CAPACITY_MAX_BYTES)} on a host"
+            )
+            yield Mistake(("hosts", n, "nodes"), text, (("hosts", n, "nodes"), ("devices",)))
+
+
 def _recordings(config: Config) -> Iterator[Mistake]:
-    """Recordings can be opened. Their body is read, and checked, when the run is assembled."""
+    """Recordings can be opened and hold what is asked of them. Their body is checked when the run is
+    assembled.
+    """
     for n, host in enumerate(config.hosts):
         for m, process in enumerate(host.processes):
             if isinstance(process.workload, ReplayWorkload):
-                text = _recording(config, process.workload)
-                if text:
-                    yield Mistake(("hosts", n, "processes", m, "workload", "recording"), text)
+                yield from _recording(config, process, process.workload, ("hosts", n, "processes", m))
 
 
-def _recording(config: Config, workload: ReplayWorkload) -> str:
+def _recording(
+    config: Config, process: ProcessConfig, workload: ReplayWorkload, here: Path
+) -> Iterator[Mistake]:
+    place: Path = (*here, "workload", "recording")
     path = config.recording_path(workload)
     if not path.is_file():
         beside = [str(item.relative_to(config.folder)) for item in config.folder.glob("**/*.pmtrace")]
         hint = nearest(workload.recording, sorted(beside))
-        return wrong(f"{workload.recording!r}, no such file", "a .pmtrace file", hint)
+        yield Mistake(place, wrong(f"{found(workload.recording)}, no such file", "a .pmtrace file", hint))
+        return
     # The reader brings arrays and codecs along: only a configuration with recordings pays for them.
+    from privmem.cluster import traces
+
     try:
-        traces = importlib.import_module("privmem.cluster.traces")
-    except ModuleNotFoundError:
-        return ""
-    try:
-        traces.read_header(path)
+        header = traces.read_header(path)
     except TraceError as error:
-        return wrong(f"{workload.recording!r}, a damaged file ({error})", "a .pmtrace file")
-    return ""
+        yield Mistake(place, wrong(f"a file that is no recording ({error})", "a .pmtrace file"))
+        return
+    if workload.start and workload.start >= header.nr_accesses:
+        text = wrong(str(workload.start), f"less than the {header.nr_accesses} accesses of the recording")
+        yield Mistake((*here, "workload", "start"), text, (place, (*here, "workload", "start")))
+    if isinstance(process.content, RecordingContent) and not header.nr_images:
+        text = wrong(f"{found(workload.recording)}, which holds no pages", "with content of kind: generator")
+        yield Mistake(place, text, (place, (*here, "content")))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from privmem.cluster.config.distances import distance_matrix, via_order
 from privmem.cluster.config.fields import nearest, wrong
 from privmem.cluster.config.models import (
-    CAPACITY_MAX_BYTES,
     DISTANCE_MAX,
     LOCAL_DISTANCE,
     CompressedRam,
@@ -50,7 +49,6 @@ def check_host(host: HostConfig, place: Path) -> list[Mistake]:
         *_node_ids(host, place),
         *_cpus(host, place),
         *_distances(host, place),
-        *_capacity(host, place),
     ]
     for n, node in enumerate(host.nodes):
         mistakes += _node(node, (*place, "nodes", n))
@@ -73,6 +71,12 @@ def _each_node(host: HostConfig, place: Path, *keys: str) -> tuple[Path, ...]:
 
 def _node_list(host: HostConfig) -> str:
     return ", ".join(str(node.id) for node in host.nodes)
+
+
+def _known_ids(host: HostConfig) -> list[int]:
+    """The node ids, or none when two are equal: then nobody knows what a reference means."""
+    ids = [node.id for node in host.nodes]
+    return ids if len(set(ids)) == len(ids) else []
 
 
 def _node_ids(host: HostConfig, place: Path) -> Iterator[Mistake]:
@@ -117,11 +121,11 @@ def _distances(host: HostConfig, place: Path) -> Iterator[Mistake]:
         yield from _given_distances(host, place)
         return
     links = _each_node(host, place, "id", "via", "hop")
-    known = [node.id for node in host.nodes]
-    sound = len(set(known)) == len(known)
+    known = _known_ids(host)
+    sound = bool(known)
     for n, node in enumerate(host.nodes):
         here: Path = (*place, "nodes", n)
-        if node.via is not None and node.via not in known:
+        if node.via is not None and known and node.via not in known:
             sound = False
             text = wrong(f"{node.via}, not a node of this host", _node_list(host))
             yield Mistake((*here, "via"), text, ((*here, "via"), *_each_node(host, place, "id")))
@@ -165,20 +169,6 @@ def _given_distances(host: HostConfig, place: Path) -> Iterator[Mistake]:
                 yield Mistake(
                     link, wrong(f"{key} beside the host's distances", "one of the two"), (link, here)
                 )
-
-
-def _capacity(host: HostConfig, place: Path) -> Iterator[Mistake]:
-    """Page frame numbers of a host are int32."""
-    total = 0
-    for node in host.nodes:
-        memory = node.memory
-        if memory is not None:
-            total += memory.perceived_bytes if isinstance(memory, CompressedRam) else memory.capacity_bytes
-    if total > CAPACITY_MAX_BYTES:
-        text = wrong(
-            f"{format_size(total)} of memory", f"at most {format_size(CAPACITY_MAX_BYTES)} on a host"
-        )
-        yield Mistake((*place, "nodes"), text)
 
 
 def _node(node: NodeConfig, here: Path) -> Iterator[Mistake]:
@@ -235,9 +225,9 @@ def _policy(policy: PolicyConfig, host: HostConfig, place: Path, here: Path) -> 
         yield Mistake(flags, wrong(f"flags with mode {policy.mode!r}", "none"), (flags, mode))
     if len(policy.flags) > 1:
         yield Mistake(flags, wrong(f"{len(policy.flags)} flags", "static_nodes or relative_nodes, not both"))
-    known = [node.id for node in host.nodes]
+    known = _known_ids(host)
     for n, nid in enumerate(policy.nodes):
         # Relative nodes are positions, counted round and round: any number names a node.
-        if nid not in known and "relative_nodes" not in policy.flags:
+        if known and nid not in known and "relative_nodes" not in policy.flags:
             text = wrong(f"{nid}, not a node of this host", _node_list(host))
             yield Mistake((*nodes, n), text, ((*nodes, n), flags, *_each_node(host, place, "id")))

@@ -25,10 +25,10 @@ def via_order(nodes: Sequence[NodeConfig]) -> list[int]:
 
 
 def distance_matrix(host: HostConfig) -> tuple[tuple[int, ...], ...]:
-    """Distances, rows and columns by ascending node id; the host has passed the checks."""
+    """Distances, rows and columns in the order of `host.nodes`; the host has passed the checks."""
     if host.distances is not None:
         return host.distances
-    nodes = sorted(host.nodes, key=lambda node: node.id)
+    nodes = host.nodes
     position = {node.id: n for n, node in enumerate(nodes)}
     matrix = [[LOCAL_DISTANCE] * len(nodes) for _ in nodes]
     placed: list[int] = []

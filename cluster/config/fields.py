@@ -69,7 +69,8 @@ class Leaf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(self.plain)
+            self.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(self.plain, when_used="json"),
         )
 
     def __get_pydantic_json_schema__(
@@ -138,6 +139,8 @@ class Whole(Leaf):
     high: int
 
     def parse(self, value: object) -> int:
+        if type(value) is float and value.is_integer():
+            raise refused(f"{value:.0f}")
         if type(value) is not int or not self.low <= value <= self.high:
             raise refused()
         return value

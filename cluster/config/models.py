@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from privmem.cluster.config.designs import DesignName
 from privmem.cluster.config.fields import FilePath, Name, OneOf, Permille, Whole, rate, size, time
-from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SIZE
+from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SIZE, PAGEBLOCK_ORDER
 from privmem.scheduler.isolation import DEFAULT_DESIGN
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -27,6 +27,8 @@ _US_NS, _MS_NS, _S_NS = 1000, 1000**2, 1000**3
 CAPACITY_MAX_BYTES = 4 * _TIB
 #: Room for the watermarks of a zone, with something left to allocate.
 CAPACITY_MIN_BYTES = 256 * _KIB
+#: Linux `pageblock_order` 9: 512 pages of 4 KiB.
+EXTENT_DEFAULT_BYTES = PAGE_SIZE << PAGEBLOCK_ORDER
 #: Linux `LOCAL_DISTANCE`: a node to itself.
 LOCAL_DISTANCE = 10
 #: Linux `REMOTE_DISTANCE`: two nodes that nothing is said about.
@@ -77,11 +79,11 @@ class _Device(Model):
         default=False,
         description="Whether nodes of several hosts share it. Only a device under `devices` can be pooled.",
     )
-    extent_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] | None = Field(
-        default=None,
+    extent_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
+        default=EXTENT_DEFAULT_BYTES,
         description="What a pooled device grants to a host at once: a power of two that divides the "
-        "capacity; "
-        "when left out, 2MiB, one pageblock (Linux `pageblock_order` 9 on x86-64).",
+        "capacity. The "
+        "default is one pageblock (Linux `pageblock_order` 9 on x86-64).",
     )
     quotas_bytes: dict[str, Annotated[int, size(0, CAPACITY_MAX_BYTES)]] = Field(
         default_factory=dict,
@@ -107,13 +109,6 @@ class _Device(Model):
         description="Latency under load: pairs of the utilisation in percent of the bandwidth, rising from "
         "0, and the latency in thousandths of the idle one, never falling; when left out, that of the class.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _extent_of_a_pool(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("pooled") is True and "extent" not in value:
-            return {**value, "extent": "2MiB"}
-        return value
 
 
 class PlainDevice(_Device):
@@ -375,8 +370,9 @@ class ProcessConfig(Model):
     policy: PolicyConfig = Field(default=PolicyConfig(), description="Memory policy of the process.")
     workload: Annotated[WorkloadConfig, Field(discriminator="kind")] = Field(description="Its page accesses.")
     content: Annotated[ContentConfig, Field(discriminator="kind")] = Field(
+        default=GeneratorContent(kind="generator"),
         description="What its pages hold. When left out: `recording` for a replay, `generator` for the "
-        "others."
+        "others.",
     )
 
     @model_validator(mode="before")
@@ -405,7 +401,7 @@ class HostConfig(Model):
     )
     distances: tuple[tuple[Annotated[int, Whole(LOCAL_DISTANCE, DISTANCE_MAX)], ...], ...] | None = Field(
         default=None,
-        description="Node distances, rows and columns by ascending node id: 10 to itself, above 10 to "
+        description="Node distances, rows and columns in the order of `nodes`: 10 to itself, above 10 to "
         "others; instead of `via` and `hop`. When both are left out, nodes are 20 apart (Linux "
         "`REMOTE_DISTANCE`).",
     )
@@ -471,3 +467,13 @@ class Config(Model):
     def recording_path(self, workload: ReplayWorkload) -> Path:
         """Where the recording of a replay is."""
         return self._folder / workload.recording
+
+
+def device_of(config: Config, node: NodeConfig) -> DeviceConfig | None:
+    """The device that backs a node; None only before the checks, which refuse a node without one."""
+    return node.memory if node.memory is not None else config.devices.get(node.device or "")
+
+
+def seen_bytes(device: DeviceConfig) -> int:
+    """Memory that hosts see of a device."""
+    return device.perceived_bytes if isinstance(device, CompressedRam) else device.capacity_bytes

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from privmem.cluster.config.fields import nearest, wrong
 from privmem.cluster.config.models import Config
-from privmem.cluster.config.shape import ChoiceShape, ModelShape, Path, Shape, WordShape
+from privmem.cluster.config.shape import ChoiceShape, MapShape, ModelShape, Path, PlainShape, Shape, WordShape
 from privmem.cluster.config.tree import Problem, Tree, found
 
 
@@ -30,7 +30,7 @@ class Broken:
     shape: Shape | None
     #: For a field that is missing: True. Then its line is that of the mapping around it.
     missing: bool = False
-    #: For an unknown field: the place that it probably misspells.
+    #: For a field that must not be there: the place that it probably misspells.
     meant: Path = ()
 
     @property
@@ -103,17 +103,27 @@ def _broken(item: dict[str, Any], root: Tree) -> Broken:
         meant = (*path[:-1], hint) if hint else ()
         return Broken(path, wrong("an unknown field", ", ".join(known), hint), None, meant=meant)
     if item["loc"] and item["loc"][-1] == "[key]":
-        name = wrong(f"the name {found(path[-1])}", shape.describe() if shape else "", "")
-        return Broken(path, name, None)
+        assert isinstance(owner, MapShape)
+        text = wrong(f"the name {found(path[-1])}", owner.key.describe())
+        return Broken(path, text, None, meant=path)
     assert shape is not None, f"no field of the models is at {item['loc']}"
     if kind == "missing":
         return Broken(path, wrong("nothing", shape.describe(), ""), shape, missing=True)
     if isinstance(shape, ChoiceShape) and tree is not None and isinstance(tree.value, dict):
         return _broken_tag(path, shape, tree)
     hint = str(item.get("ctx", {}).get("hint", ""))
-    if not hint and isinstance(shape, WordShape) and tree is not None:
-        hint = nearest(tree.value, list(shape.words))
+    if not hint and tree is not None:
+        hint = _hint(shape, tree.value)
     return Broken(path, wrong(found(tree), shape.describe(), hint), shape)
+
+
+def _hint(shape: Shape, value: object) -> str:
+    if isinstance(shape, WordShape):
+        return nearest(value, list(shape.words))
+    if isinstance(shape, PlainShape) and shape.python is bool:
+        # Words of YAML 1.1.
+        return {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(str(value).lower(), "")
+    return ""
 
 
 def _broken_tag(path: Path, shape: ChoiceShape, tree: Tree) -> Broken:

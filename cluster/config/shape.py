@@ -86,8 +86,8 @@ class ListShape(Shape):
     def describe(self) -> str:
         if self.fixed:
             return "a list [" + ", ".join(item.describe() for item in self.items) + "]"
-        length = f" of {self.length_min} to {self.length_max} items," if self.length_max else ""
-        return f"a list{length} each {self.items[0].describe()}"
+        length = f" of {self.length_min} to {self.length_max} items" if self.length_max else ""
+        return f"a list{length}, each {self.items[0].describe()}"
 
     def filler(self) -> Any:
         items = self.items if self.fixed else self.items * self.length_min

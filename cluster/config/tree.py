@@ -23,6 +23,7 @@ DEPTH_MAX = 32
 
 Scalar: TypeAlias = "str | int | float | bool | None"
 
+_YAML_TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9](_?[0-9]){0,39}")
 _HEX = re.compile(r"0x[0-9a-fA-F]{1,32}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,3})?")
@@ -102,7 +103,7 @@ def found(value: object) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
-        return "a list"
+        return f"a list of {len(value)}" if value else "an empty list"
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -149,6 +150,8 @@ class _Builder:
             self._put(self._alias(event.anchor, line), line)
         elif isinstance(event, events.ScalarEvent):
             self._refuse_tag(event.tag, line)
+            if any("\ud800" <= letter <= "\udfff" for letter in event.value):
+                raise Unreadable(line, "found an escape of half a character; allowed: whole characters")
             plain = scalar(event.value) if event.implicit[0] else event.value
             tree = Tree(line, plain)
             self._anchor(event.anchor, tree)
@@ -169,7 +172,7 @@ class _Builder:
 
     def _refuse_tag(self, tag: str | None, line: int) -> None:
         if tag is not None and tag != "!":
-            raise Unreadable(line, f"found the tag {found(tag)}; allowed: no tags")
+            raise Unreadable(line, f"found the tag {tag.replace(_YAML_TAG, '!!')[:80]}; allowed: no tags")
 
     def _anchor(self, anchor: str | None, tree: Tree) -> None:
         if anchor:
