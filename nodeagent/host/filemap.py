@@ -29,9 +29,8 @@ from privmem.nodeagent.host.mm import VMA_ANON, Vma
 from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_page
 from privmem.nodeagent.host.pagecache import FILE, SHMEM, MemObject
 from privmem.nodeagent.host.task import Task
-from privmem.scheduler import mempolicy
-from privmem.scheduler.abi import Mpol, Reason
-from privmem.scheduler.mempolicy import NUMA_NO_NODE, Mempolicy
+from privmem.scheduler.abi import Reason
+from privmem.scheduler.mempolicy import Mempolicy
 from privmem.scheduler.zonelist import AllocRequest
 
 
@@ -106,11 +105,7 @@ def _shmem_context(task: Task, holder: MemObject, index: int) -> AllocContext:
     inode number.
     """
     policy = holder.policy_at(index) or task.policy
-    turn = NUMA_NO_NODE
-    if policy is not None and policy.mode == Mpol.INTERLEAVE:
-        turn = mempolicy.offset_il_node(policy, index + holder.ino, task.cpu_nid)
-    request = mempolicy.request(policy, task.cpu_nid, task.mems_allowed, turn)
-    return task.context_of(request, turn != NUMA_NO_NODE)
+    return task.context_of(*task.policy_request(policy, index + holder.ino))
 
 
 def _cache_context(task: Task) -> AllocContext:
@@ -119,15 +114,11 @@ def _cache_context(task: Task) -> AllocContext:
     The page cache belongs to nobody, so a policy that names private nodes is cut to general ones here (the
     feature series leaves the case open; see docs/deviations.md).
     """
-    policy = task.policy
-    turn = NUMA_NO_NODE
-    if policy is not None and policy.mode == Mpol.INTERLEAVE:
-        turn, task.il_prev = mempolicy.interleave_next(policy, task.il_prev)
-    request = mempolicy.request(policy, task.cpu_nid, task.mems_allowed, turn)
+    request, interleave = task.policy_request(task.policy, None)
     mask = request.nodemask
     if mask is not None:
         mask = mask & ~task.resolver.policy_nodes.bind_only or None
-    return task.context_of(replace(request, reason=Reason.PAGECACHE, nodemask=mask), turn != NUMA_NO_NODE)
+    return task.context_of(replace(request, reason=Reason.PAGECACHE, nodemask=mask), interleave)
 
 
 def vma_policy(memory: Memory, vma: Vma, vpn: int) -> Mempolicy | None:
@@ -141,13 +132,8 @@ def vma_policy(memory: Memory, vma: Vma, vpn: int) -> Mempolicy | None:
 
 def vma_request(memory: Memory, task: Task, vma: Vma, vpn: int) -> tuple[AllocRequest, bool]:
     """`vma_alloc_folio`: the request for a page at `vpn`, and whether it is a turn of interleaving."""
-    policy = vma_policy(memory, vma, vpn) or task.policy
-    turn = NUMA_NO_NODE
-    if policy is not None and policy.mode == Mpol.INTERLEAVE:
-        offset = vpn if vma.kind == VMA_ANON else vma.index + vpn - vma.start
-        turn = mempolicy.offset_il_node(policy, offset, task.cpu_nid)
-    request = mempolicy.request(policy, task.cpu_nid, task.mems_allowed, turn)
-    return request, turn != NUMA_NO_NODE
+    offset = vpn if vma.kind == VMA_ANON else vma.index + vpn - vma.start
+    return task.policy_request(vma_policy(memory, vma, vpn) or task.policy, offset)
 
 
 def sync(memory: Memory) -> None:

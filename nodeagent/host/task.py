@@ -41,13 +41,23 @@ class Task:
 
         Interleaving goes by the page's offset in its VMA's object, which for anonymous memory is its address.
         """
-        policy = vma.policy or self.policy
+        offset = vpn if vma.object_id == 0 else vma.index + vpn - vma.start
+        return self.context_of(*self.policy_request(vma.policy or self.policy, offset))
+
+    def policy_request(self, policy: Mempolicy | None, offset: int | None) -> tuple[AllocRequest, bool]:
+        """What is asked for under a policy, and whether it is a turn of interleaving.
+
+        Interleaving goes by `offset`, a page's number in whatever it belongs to; for a page that belongs to
+        no mapping (None) by the task's own counter.
+        """
         turn = NUMA_NO_NODE
         if policy is not None and policy.mode == Mpol.INTERLEAVE:
-            offset = vpn if vma.object_id == 0 else vma.index + vpn - vma.start
-            turn = mempolicy.offset_il_node(policy, offset, self.cpu_nid)
+            if offset is None:
+                turn, self.il_prev = mempolicy.interleave_next(policy, self.il_prev)
+            else:
+                turn = mempolicy.offset_il_node(policy, offset, self.cpu_nid)
         request = mempolicy.request(policy, self.cpu_nid, self.mems_allowed, turn)
-        return self.context_of(request, interleave=turn != NUMA_NO_NODE)
+        return request, turn != NUMA_NO_NODE
 
     def context_of(self, request: AllocRequest, interleave: bool = False) -> AllocContext:
         """A request of this task with its candidate zones."""
@@ -65,7 +75,9 @@ class Task:
         )
 
     def promotion_context(self) -> AllocContext:
-        """Where a page of compressed RAM goes when it is written: public nodes, from the CPU's node outwards."""
+        """Where a page of compressed RAM goes when it is written: public nodes, from the CPU's node
+        outwards.
+        """
         return self.context_of(AllocRequest(self.cpu_nid, None, Reason.PROMOTION))
 
     def snapshot(self) -> dict[str, Any]:
