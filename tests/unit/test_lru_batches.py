@@ -1,0 +1,52 @@
+"""Batches of pages on their way to the LRU lists."""
+
+from privmem.nodeagent.host.lru_batches import BATCH_PAGES, LruBatches
+
+
+def held(batches, pfns, cpu):
+    return [pfn for pfn in pfns if batches.held_elsewhere(pfn, cpu)]
+
+
+def test_the_fifteenth_page_empties_the_batch():
+    batches = LruBatches()
+    for pfn in range(BATCH_PAGES - 1):
+        batches.add(0, pfn)
+    assert held(batches, range(20), cpu=1) == list(range(14))
+    batches.add(0, 14)
+    assert held(batches, range(20), cpu=1) == []
+
+
+def test_asking_drains_the_own_batch():
+    batches = LruBatches()
+    batches.add(0, 7)
+    batches.add(0, 8)
+    assert not batches.held_elsewhere(7, cpu=0)
+    assert batches.snapshot() == [[], []]
+
+
+def test_asking_for_a_page_that_nobody_holds_drains_nothing():
+    batches = LruBatches()
+    batches.add(0, 7)
+    assert not batches.held_elsewhere(9, cpu=0)
+    assert batches.held_elsewhere(7, cpu=1)
+
+
+def test_a_frame_used_anew_belongs_to_the_later_cpu():
+    batches = LruBatches()
+    batches.add(0, 7)
+    batches.add(1, 7)
+    batches.drain(0)
+    assert batches.held_elsewhere(7, cpu=0)
+    batches.drain(1)
+    assert not batches.held_elsewhere(7, cpu=0)
+
+
+def test_draining_all_and_snapshots():
+    batches = LruBatches()
+    batches.add(1, 3)
+    batches.add(0, 5)
+    copy = LruBatches()
+    copy.restore(batches.snapshot())
+    assert copy.snapshot() == batches.snapshot() == [[[0, [5]], [1, [3]]], [[3, 1], [5, 0]]]
+    batches.drain_all()
+    assert batches.snapshot() == [[], []]

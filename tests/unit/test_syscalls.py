@@ -1,0 +1,349 @@
+"""The NUMA system calls where the recorded programs do not reach: private nodes, holes, forks, failures,
+random sequences.
+"""
+
+import errno
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privmem.nodeagent.host import filemap
+from privmem.nodeagent.host import numa_syscalls as numa
+from privmem.nodeagent.host import syscalls as calls
+from privmem.nodeagent.host.audit import validate_memory
+from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
+from privmem.nodeagent.host.resolve import Resolver
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler import plain
+from privmem.scheduler.abi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, Feature, Mpol
+from privmem.scheduler.cpuset import Cpuset
+from privmem.scheduler.topology import HostTopology, NodeTopology
+
+D0, D1, USER, CRAM = range(4)
+FEATURES = {
+    USER: Feature.RECLAIM | Feature.USER_NUMA | Feature.USER_WRITE,
+    CRAM: Feature.RECLAIM | Feature.DEMOTION,
+}
+PAGES = {D0: 512, D1: 512, USER: 64, CRAM: 64}
+TOPOLOGY = HostTopology(
+    tuple(
+        NodeTopology(
+            nid,
+            cpus=(nid,) if nid < 2 else (),
+            private=nid in FEATURES,
+            features=FEATURES.get(nid, Feature.ALL),
+            zone="movable" if nid in FEATURES else "normal",
+            span_pages=PAGES[nid],
+        )
+        for nid in range(4)
+    ),
+    ((10, 20, 30, 40), (20, 10, 30, 40), (30, 30, 10, 40), (40, 40, 40, 10)),
+)
+RESOLVER = Resolver(TOPOLOGY, "private-zonelist")
+EVERY = MPOL_MF_MOVE_ALL
+
+
+class Box:
+    """A host with one task, without a participant around it."""
+
+    def __init__(self):
+        specs = [
+            NodeSpec(nid, f"device/{nid}", PAGES[nid], PAGES[nid], 100, 100, False, False, False, 0, 0)
+            for nid in range(4)
+        ]
+        self.memory = Memory(TOPOLOGY, specs, Sysctl(NumaBalancing(mode=0), demotion_enabled=False))
+        self.task = Task(1, 0, RESOLVER)
+
+    def where(self, start, nr_pages, task=None):
+        return numa.query_range(self.memory, task or self.task, start, nr_pages)
+
+    def bind(self, start, nr_pages, mode, nodes, flags=0):
+        return numa.mbind(self.memory, self.task, start, nr_pages, mode, nodes, flags)
+
+    def write(self, start, nr_pages, task=None):
+        return calls.touch(self.memory, task or self.task, start, nr_pages, True)
+
+    def used(self, nid):
+        node = self.memory.nodes[nid]
+        return node.managed_pages - node.free_pages
+
+
+@pytest.fixture
+def box():
+    made = Box()
+    yield made
+    validate_memory(made.memory)
+    calls.exit_task(made.memory, made.task)
+    validate_memory(made.memory)
+    cached = sum(len(holder.pages) for holder in made.memory.page_cache.objects.values())
+    assert sum(made.used(nid) for nid in range(4)) == cached
+
+
+def test_default_policy_never_reaches_a_private_node(box):
+    calls.mmap_anon(box.memory, box.task, 0, 600)
+    assert box.write(0, 600) == 0
+    assert (box.used(USER), box.used(CRAM)) == (0, 0)
+
+
+def test_bind_to_an_opted_in_private_node(box):
+    calls.mmap_anon(box.memory, box.task, 0, 16)
+    assert box.bind(0, 8, Mpol.BIND, 1 << USER) == 0
+    box.write(0, 16)
+    assert box.where(0, 16) == [USER] * 8 + [D0] * 8
+
+
+def test_bind_to_a_node_that_did_not_opt_in_is_refused(box):
+    calls.mmap_anon(box.memory, box.task, 0, 4)
+    assert box.bind(0, 4, Mpol.BIND, 1 << CRAM) == -errno.EINVAL
+    assert numa.set_mempolicy(box.task, Mpol.INTERLEAVE, 1 << USER) == -errno.EINVAL
+    assert numa.set_mempolicy(box.task, Mpol.INTERLEAVE, 1 << USER | 1 << D1) == 0
+    assert numa.get_mempolicy(box.memory, box.task) == (0, Mpol.INTERLEAVE, 1 << D1)
+
+
+def test_mbind_moves_onto_a_private_node(box):
+    calls.mmap_anon(box.memory, box.task, 0, 8)
+    box.write(0, 8)
+    assert box.bind(0, 8, Mpol.BIND, 1 << USER, MPOL_MF_MOVE | MPOL_MF_STRICT) == 0
+    assert box.where(0, 8) == [USER] * 8
+
+
+def test_strict_reports_what_found_no_room(box):
+    calls.mmap_anon(box.memory, box.task, 0, 100)
+    box.write(0, 100)
+    assert box.bind(0, 100, Mpol.BIND, 1 << USER, MPOL_MF_MOVE | MPOL_MF_STRICT) == -errno.EIO
+    placed = box.where(0, 100)
+    assert set(placed) == {D0, USER}
+    assert placed.count(USER) == box.used(USER)
+
+
+def test_move_pages_to_and_from_private_nodes(box):
+    calls.mmap_anon(box.memory, box.task, 0, 4)
+    box.write(0, 4)
+    vpns = list(range(4))
+    assert numa.move_pages(box.memory, box.task, vpns, [USER] * 4, MPOL_MF_MOVE) == (0, [USER] * 4)
+    assert numa.move_pages(box.memory, box.task, vpns, [D1] * 4, MPOL_MF_MOVE) == (0, [D1] * 4)
+    unset = [numa.STATUS_UNSET] * 4
+    assert numa.move_pages(box.memory, box.task, vpns, [CRAM] * 4, MPOL_MF_MOVE) == (-errno.ENODEV, unset)
+    assert numa.move_pages(box.memory, box.task, vpns, [9] * 4, MPOL_MF_MOVE) == (-errno.ENODEV, unset)
+    assert numa.move_pages(box.memory, box.task, vpns, [D0] * 4, 1) == (-errno.EINVAL, unset)
+
+
+def test_move_pages_stops_at_the_first_impossible_node(box):
+    calls.mmap_anon(box.memory, box.task, 0, 3)
+    box.write(0, 3)
+    answer = numa.move_pages(box.memory, box.task, [0, 1, 2], [D1, CRAM, D1], MPOL_MF_MOVE)
+    assert answer == (-errno.ENODEV, [D1, numa.STATUS_UNSET, numa.STATUS_UNSET])
+    assert box.where(0, 3) == [D1, D0, D0]
+
+
+def test_status_of_what_is_not_there(box):
+    calls.mmap_anon(box.memory, box.task, 0, 2)
+    calls.mmap_shared(box.memory, box.task, 10, 2)
+    assert box.where(0, 12) == [-errno.EFAULT] * 10 + [-errno.ENOENT] * 2
+    assert numa.query_pages(box.memory, box.task, list(range(12))) == box.where(0, 12)
+
+
+def test_shared_pages_stay_without_move_all(box):
+    calls.mmap_anon(box.memory, box.task, 0, 4)
+    box.write(0, 4)
+    child = calls.fork(box.memory, box.task, 2)
+    assert box.bind(0, 4, Mpol.BIND, 1 << D1, MPOL_MF_MOVE | MPOL_MF_STRICT) == 0
+    assert box.where(0, 4) == [D0] * 4
+    assert numa.move_pages(box.memory, box.task, [0], [D1], MPOL_MF_MOVE) == (0, [-errno.EACCES])
+    assert box.bind(0, 4, Mpol.BIND, 1 << D1, EVERY) == 0
+    assert box.where(0, 4) == box.where(0, 4, child) == [D1] * 4
+    calls.exit_task(box.memory, child)
+
+
+def test_fork_copies_on_write_only(box):
+    calls.mmap_anon(box.memory, box.task, 0, 4)
+    calls.mmap_shared(box.memory, box.task, 10, 4)
+    box.write(0, 4)
+    box.write(10, 4)
+    child = calls.fork(box.memory, box.task, 2)
+    assert box.used(D0) == 8
+    assert box.where(10, 4, child) == [-errno.ENOENT] * 4
+    child.cpu = 1
+    box.write(0, 2, child)
+    box.write(10, 4, child)
+    assert box.where(0, 4, child) == [D1, D1, D0, D0]
+    assert box.where(0, 4) == [D0] * 4
+    assert box.where(10, 4, child) == [D0] * 4
+    calls.exit_task(box.memory, child)
+    assert (box.used(D0), box.used(D1)) == (8, 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "nr_pages", "mode", "answer"),
+    [
+        (0, 8, Mpol.BIND, 0),
+        (0, 12, Mpol.BIND, -errno.EFAULT),  # a hole after the mapping
+        (4, 20, Mpol.BIND, -errno.EFAULT),  # a hole in the middle
+        (15, 9, Mpol.BIND, -errno.EFAULT),  # a hole before
+        (15, 9, Mpol.DEFAULT, 0),  # the default policy does not mind holes
+        (10, 2, Mpol.DEFAULT, -errno.EFAULT),  # nothing at all
+        (0, 0, Mpol.BIND, 0),
+    ],
+)
+def test_mbind_and_holes(box, start, nr_pages, mode, answer):
+    calls.mmap_anon(box.memory, box.task, 0, 8)
+    calls.mmap_anon(box.memory, box.task, 16, 8)
+    assert box.bind(start, nr_pages, mode, 0b10 if mode else 0) == answer
+
+
+def test_munmap_in_the_middle_and_reuse(box):
+    calls.mmap_anon(box.memory, box.task, 0, 12)
+    box.write(0, 12)
+    assert calls.munmap(box.memory, box.task, 4, 4) == 0
+    assert box.used(D0) == 8
+    assert calls.touch(box.memory, box.task, 0, 12, False) == -errno.EFAULT
+    assert calls.madvise_dontneed(box.memory, box.task, 0, 12) == -errno.ENOMEM
+    assert box.used(D0) == 0
+    calls.mmap_anon(box.memory, box.task, 4, 4)
+    assert box.write(0, 12) == 0
+
+
+def test_shared_memory_goes_with_its_last_mapping(box):
+    calls.mmap_shared(box.memory, box.task, 0, 8)
+    box.write(0, 8)
+    child = calls.fork(box.memory, box.task, 2)
+    calls.munmap(box.memory, box.task, 0, 8)
+    assert box.used(D0) == 8
+    calls.exit_task(box.memory, child)
+    assert box.used(D0) == 0
+    assert box.memory.page_cache.objects == {}
+
+
+def test_page_cache_ignores_a_bind_to_private_nodes(box):
+    file = box.memory.page_cache.create_file("f", 8)
+    assert numa.set_mempolicy(box.task, Mpol.BIND, 1 << USER) == 0
+    assert filemap.read_pages(box.memory, box.task, file, 0, 8) == 8
+    assert (box.used(D0), box.used(USER)) == (8, 0)
+
+
+def test_reading_past_the_end(box):
+    file = box.memory.page_cache.create_file("f", 8)
+    assert filemap.read_pages(box.memory, box.task, file, 6, 8) == 2
+    calls.mmap_object(box.memory, box.task, 0, 10, file, private=False)
+    assert box.write(0, 10) == -errno.EFAULT  # SIGBUS beyond the file
+
+
+def test_the_seeds_story(box):
+    """A reads a file; B maps it and binds it to a private node: its faults are soft, and on the wrong node."""
+    file = box.memory.page_cache.create_file("f", 8)
+    filemap.read_pages(box.memory, box.task, file, 0, 8)
+    other = Task(2, 1, RESOLVER)
+    calls.mmap_object(box.memory, other, 0, 8, file, private=False)
+    assert numa.mbind(box.memory, other, 0, 8, Mpol.BIND, 1 << USER, 0) == 0
+    assert calls.touch(box.memory, other, 0, 8, False) == 0
+    assert box.where(0, 8, other) == [D0] * 8
+    assert (box.memory.vmstat.count["pgfault"], box.memory.vmstat.count["pgmajfault"]) == (8, 0)
+    calls.exit_task(box.memory, other)
+
+
+def test_get_mempolicy_flags(box):
+    calls.mmap_anon(box.memory, box.task, 0, 4)
+    box.bind(0, 4, Mpol.BIND, 0b10)
+    numa.set_mempolicy(box.task, Mpol.INTERLEAVE, 0b11)
+    get = numa.get_mempolicy
+    assert get(box.memory, box.task, 0, numa.MPOL_F_ADDR) == (0, Mpol.BIND, 0b10)
+    assert get(box.memory, box.task, 0, numa.MPOL_F_ADDR | numa.MPOL_F_NODE) == (0, D1, 0b10)
+    assert get(box.memory, box.task, None, numa.MPOL_F_NODE) == (0, D0, 0b11)
+    assert get(box.memory, box.task, None, numa.MPOL_F_MEMS_ALLOWED) == (0, 0, 0b0111)
+    assert get(box.memory, box.task, 99, numa.MPOL_F_ADDR) == (-errno.EFAULT, 0, 0)
+    for vpn, flags in ((None, 8), (0, 0), (None, numa.MPOL_F_ADDR), (None, 5)):
+        assert get(box.memory, box.task, vpn, flags) == (-errno.EINVAL, 0, 0)
+
+
+def test_cpuset_moves_pages_and_may_hand_a_private_node_to_a_tenant_that_never_named_it(box):
+    """mems {D0,D1} -> {D0,USER} remaps bind {D1} to {USER}: an intended side effect of opting in."""
+    calls.mmap_anon(box.memory, box.task, 0, 8)
+    group = Cpuset(0b0011, 0b0011)
+    box.task.mems_allowed = 0b0011
+    box.bind(0, 8, Mpol.BIND, 1 << D1)
+    box.write(0, 4)
+    change = calls.write_cpuset_mems(box.memory, [box.task], group, 1 << D0 | 1 << USER, 0b0111)
+    assert (change.error, change.cpuset) == (0, Cpuset(0b0101, 0b0101))
+    box.write(4, 4)
+    assert box.where(0, 8) == [USER] * 8
+    refused = calls.write_cpuset_mems(box.memory, [box.task], change.cpuset, 1 << USER, 0b0111)
+    assert refused.error == -errno.EINVAL
+
+
+REGION_PAGES = 12
+spots = st.tuples(st.integers(0, 3), st.integers(0, REGION_PAGES - 1), st.integers(1, REGION_PAGES))
+masks = st.integers(0, 15)
+modes = st.sampled_from([*range(6), *(m | 1 << 15 for m in range(6)), *(m | 1 << 14 for m in range(6))])
+ops = st.one_of(
+    st.tuples(st.just("write"), spots),
+    st.tuples(st.just("read"), spots),
+    st.tuples(st.just("bind"), spots, modes, masks, st.integers(0, 7)),
+    st.tuples(st.just("policy"), modes, masks),
+    st.tuples(st.just("move"), spots, st.integers(0, 4), st.sampled_from([0, 2, 4])),
+    st.tuples(st.just("migrate"), masks, masks),
+    st.tuples(st.just("unmap"), spots),
+    st.tuples(st.just("forget"), spots),
+    st.tuples(st.just("fork"), spots),
+    st.tuples(st.just("cpuset"), masks),
+    st.tuples(st.just("drop")),
+    st.tuples(st.just("cpu"), st.integers(0, 1)),
+)
+
+
+def play(box, group, op):
+    memory, task = box.memory, box.task
+    name, *args = op
+    if name in ("write", "read", "bind", "move", "unmap", "forget", "fork"):
+        region, offset, nr_pages = args[0]
+        start = region * REGION_PAGES * 2 + offset
+    if name in ("write", "read"):
+        calls.touch(memory, task, start, nr_pages, name == "write")
+    elif name == "bind":
+        box.bind(start, nr_pages, *args[1:])
+    elif name == "policy":
+        numa.set_mempolicy(task, *args)
+    elif name == "move":
+        numa.move_pages(memory, task, list(range(start, start + nr_pages)), [args[1]] * nr_pages, args[2])
+    elif name == "migrate":
+        numa.migrate_pages(memory, task, *args)
+    elif name == "unmap":
+        calls.munmap(memory, task, start, nr_pages)
+    elif name == "forget":
+        calls.madvise_dontneed(memory, task, start, nr_pages)
+    elif name == "fork":
+        child = calls.fork(memory, task, 2)
+        calls.touch(memory, child, start, nr_pages, True)
+        validate_memory(memory)
+        calls.exit_task(memory, child)
+    elif name == "cpuset":
+        group = calls.write_cpuset_mems(memory, [task], group, args[0], 0b0111).cpuset
+    elif name == "drop":
+        filemap.sync(memory)
+        filemap.drop_caches(memory)
+    else:
+        task.cpu = args[0]
+    return group
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ops, max_size=20))
+def test_any_sequence_keeps_the_books_and_the_fences(sequence):
+    box = Box()
+    memory, task = box.memory, box.task
+    file = memory.page_cache.create_file("f", REGION_PAGES)
+    calls.mmap_anon(memory, task, 0, REGION_PAGES)
+    calls.mmap_shared(memory, task, 2 * REGION_PAGES, REGION_PAGES)
+    calls.mmap_object(memory, task, 4 * REGION_PAGES, REGION_PAGES, file, private=False)
+    calls.mmap_object(memory, task, 6 * REGION_PAGES, REGION_PAGES, file, private=True)
+    group = Cpuset(0b0111, 0b0111)
+    for op in sequence:
+        group = play(box, group, op)
+    validate_memory(memory)
+    assert box.used(CRAM) == 0
+    copy = Box()
+    copy.memory.restore(plain.unpack(*plain.pack(memory.snapshot())))
+    copy.task.restore(plain.unpack(*plain.pack(task.snapshot())))
+    validate_memory(copy.memory)
+    assert plain.digest(copy.memory.snapshot()) == plain.digest(memory.snapshot())
+    assert copy.where(0, 8 * REGION_PAGES) == box.where(0, 8 * REGION_PAGES)
