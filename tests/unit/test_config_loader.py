@@ -349,8 +349,8 @@ def test_a_damaged_recording_is_named_with_its_offset(replaying: Path) -> None:
     trace = replaying.parent / "x.pmtrace"
     trace.write_bytes(trace.read_bytes()[:10])
     assert problems(replaying) == [
-        f"{replaying}:33: hosts.0.processes.0.workload.recording: found a file that is no recording ({trace}: offset "
-        "10: file ends inside the preamble, expected 20 bytes); allowed: a .pmtrace file"
+        f"{replaying}:33: hosts.0.processes.0.workload.recording: found a file that is no recording "
+        f"({trace}: offset 10: file ends inside the preamble, expected 20 bytes); allowed: a .pmtrace file"
     ]
 
 
