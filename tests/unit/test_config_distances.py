@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privmem.cluster.config.distances import distance_matrix, via_order
@@ -64,6 +64,7 @@ def trees(draw: st.DrawFn) -> list[dict[str, Any]]:
     return draw(st.permutations(nodes))
 
 
+@settings(max_examples=60, deadline=None)
 @given(trees())
 def test_distances_are_the_hops_on_the_way(nodes: list[dict[str, Any]]) -> None:
     """Against the definition: 10 and the hops between the two nodes up to where their ways meet."""

@@ -403,7 +403,7 @@ PLAIN = yaml.safe_load(SMALL.read_text())
 PLACES = _places(PLAIN)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PLACES[1:]), JUNK, st.booleans()), min_size=1, max_size=4))
 def test_any_change_loads_or_is_refused(changes: list[tuple[tuple[str | int, ...], Any, bool]]) -> None:
     plain = copy.deepcopy(PLAIN)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privmem.cluster.config.tree import DEPTH_MAX, NODES_MAX, Problem, Tree, Unreadable, found, read_yaml
@@ -145,6 +145,7 @@ def as_tuples(value: Any) -> Any:
     return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_json_reads_as_itself(value: Any) -> None:
     # "<<" is JSON's only key with a meaning of its own in YAML.
@@ -152,6 +153,7 @@ def test_json_reads_as_itself(value: Any) -> None:
     assert plain(text) == as_tuples(json.loads(text))
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab:-[]{},&*!<>'\"|?#%@`~ \n\t01.\\", max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privmem.cluster.config.units import (
@@ -118,12 +118,14 @@ def test_written_in_the_largest_unit_that_is_whole(written: str, expected: str) 
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@settings(deadline=None)
 @given(value=st.integers(0, QUANTITY_MAX))
 def test_what_is_written_reads_back(family: Family, value: int) -> None:
     assert family.parse(family.format(value)) == value
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@settings(deadline=None)
 @given(text=st.text(max_size=20))
 def test_any_text_is_a_quantity_or_refused(family: Family, text: str) -> None:
     try:
