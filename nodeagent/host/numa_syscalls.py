@@ -313,7 +313,7 @@ def do_migrate_pages(
     memory.lru_batches.drain_all()
     left = old_nodes
     while left:
-        source, target = _next_move(old_nodes, new_nodes, left)
+        source, target = next_move(old_nodes, new_nodes, left)
         if source < 0:
             break
         left &= ~(1 << source)
@@ -321,7 +321,7 @@ def do_migrate_pages(
     return busy
 
 
-def _next_move(old_nodes: int, new_nodes: int, left: int) -> tuple[int, int]:
+def next_move(old_nodes: int, new_nodes: int, left: int) -> tuple[int, int]:
     """A node of `left` and where its pages go: preferably a node that no page still has to leave; (-1, 0)
     for none.
     """

@@ -98,6 +98,13 @@ def test_doors_open_by_feature():
     assert [one(n, Reason.OWNER) for n in (USERP, CRAMP, BAREP)] == [(USERP,), (CRAMP,), (BAREP,)]
 
 
+def test_a_bind_to_general_nodes_stays_on_the_ordinary_list():
+    request = AllocRequest(D0, 0b00011, Reason.POLICY)
+    assert F1.kind(TOPOLOGY, request) is ZonelistKind.FALLBACK
+    one = AllocRequest(D0, None, Reason.USER_MOVE, this_node=True)
+    assert F1.kind(TOPOLOGY, one) is ZonelistKind.NOFALLBACK
+
+
 def test_bind_to_general_and_private_nodes_walks_by_distance():
     _, policy = mempolicy.new_policy(Mpol.BIND, 0b00101, 0b11111, F1.policy_nodes(TOPOLOGY))
     request = mempolicy.request(policy, D0, 0b11111)

@@ -3,6 +3,7 @@ random sequences.
 """
 
 import errno
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from privmem.nodeagent.host import numa_syscalls as numa
 from privmem.nodeagent.host import syscalls as calls
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
+from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.resolve import Resolver
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import plain
@@ -47,11 +49,13 @@ EVERY = MPOL_MF_MOVE_ALL
 class Box:
     """A host with one task, without a participant around it."""
 
-    def __init__(self):
+    def __init__(self, pooled=None, boot_pages=0):
         specs = [
             NodeSpec(nid, f"device/{nid}", PAGES[nid], PAGES[nid], 100, 100, False, False, False, 0, 0)
             for nid in range(4)
         ]
+        if pooled is not None:
+            specs[pooled] = replace(specs[pooled], pooled=True, boot_pages=boot_pages, extent_pages=32)
         self.memory = Memory(TOPOLOGY, specs, Sysctl(NumaBalancing(mode=0), demotion_enabled=False))
         self.task = Task(1, 0, RESOLVER)
 
@@ -78,6 +82,47 @@ def box():
     validate_memory(made.memory)
     cached = sum(len(holder.pages) for holder in made.memory.page_cache.objects.values())
     assert sum(made.used(nid) for nid in range(4)) == cached
+
+
+def test_a_move_that_needs_an_extent_leaves_everything_as_it_was():
+    box = Box(pooled=USER, boot_pages=32)
+    calls.mmap_anon(box.memory, box.task, 0, 40)
+    box.write(0, 40)
+    for call in (
+        lambda: box.bind(0, 40, Mpol.BIND, 1 << USER, MPOL_MF_MOVE),
+        lambda: numa.move_pages(box.memory, box.task, list(range(40)), [USER] * 40, MPOL_MF_MOVE),
+    ):
+        with pytest.raises(NeedsExtent) as needs:
+            call()
+        assert needs.value.nid == USER
+        assert box.where(0, 40) == [D0] * 40
+        assert box.used(USER) == 0
+        validate_memory(box.memory)
+    box.memory.online(box.memory.nodes[USER], 32, 32)
+    box.memory.setup_watermarks()
+    assert box.bind(0, 40, Mpol.BIND, 1 << USER, MPOL_MF_MOVE | MPOL_MF_STRICT) == 0
+    assert box.where(0, 40) == [USER] * 40
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "moves"),
+    [
+        (0b011100, 0b111000, [(4, 5), (3, 4), (2, 3)]),  # the examples of do_migrate_pages' comment
+        (0b11111111, 0b111000, [(7, 4), (6, 3), (2, 5), (1, 4), (0, 3)]),
+        (0b0011, 0b0011, []),
+        (0b0011, 0b0001, [(1, 0)]),
+        (0, 0b0001, []),
+    ],
+)
+def test_migrate_pages_keeps_relative_places(old, new, moves):
+    made, left = [], old
+    while left:
+        source, target = numa.next_move(old, new, left)
+        if source < 0:
+            break
+        made.append((source, target))
+        left &= ~(1 << source)
+    assert made == moves
 
 
 def test_default_policy_never_reaches_a_private_node(box):

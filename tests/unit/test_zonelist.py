@@ -50,6 +50,13 @@ def test_load_spreads_the_first_choice_of_equals():
     }
 
 
+def test_two_sockets_do_not_fall_back_to_the_same_expander_first():
+    """Node 0 took node 2 first, so node 1 begins with node 3, although both are equally near."""
+    flat = [[10 if a == b else 20 for b in range(4)] for a in range(4)]
+    orders = node_orders(machine(4, flat, cpus=(0, 1)), (0, 1), 0b1111)
+    assert orders == {0: (0, 2, 3, 1), 1: (1, 3, 2, 0)}
+
+
 def test_start_outside_the_members():
     assert node_orders(ORACLE, (0,), 0b1110) == {0: (1, 2, 3)}
 
