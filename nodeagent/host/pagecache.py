@@ -137,7 +137,8 @@ class PageCache:
         self.next_batch = snapshot["next_batch"]
         self.next_ino = {int(cpu): int(ino) for cpu, ino in snapshot["next_ino"]}
         self.objects = {}
-        for *numbers, pages, policies in snapshot["objects"]:
-            ranges = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
-            cached = {int(index): int(pfn) for index, pfn in pages}
-            self.objects[numbers[0]] = MemObject(*numbers, cached, ranges)
+        for object_id, kind, name, nr_pages, ino, source, vma_pages, pages, policies in snapshot["objects"]:
+            known = MemObject(object_id, kind, name, nr_pages, ino, source, vma_pages)
+            known.pages = {int(index): int(pfn) for index, pfn in pages}
+            known.policies = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
+            self.objects[object_id] = known
