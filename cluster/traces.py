@@ -1,12 +1,13 @@
 """Recordings of real programs (`.pmtrace`): page accesses and page contents in one file.
 
-A trace is a stream of accesses to pages 0..nr_pages-1, packed as uint32 `page << 1 | is_write`, and images of all
-pages at several instants of the same run. Each distinct page body is stored once, as a row; an image is a table of
-rows, so a page that did not change between two images costs nothing. `docs/trace-format.md` has the bytes.
+A trace is a stream of accesses to pages 0..nr_pages-1, packed as uint32 `page << 1 | is_write`, and images
+of all pages at several instants of the same run. Each distinct page body is stored once, as a row; an image
+is a table of rows, so a page that did not change between two images costs nothing. `docs/trace-format.md`
+has the bytes.
 
-The reader treats a file as hostile. It checks that all parts together are as long as the header says, and under the
-caller's limit, before it allocates; it decompresses a block only after its checksum; and whatever is wrong ends in
-one TraceError that names the file and the offset.
+The reader treats a file as hostile. It checks that all parts together are as long as the header says, and
+under the caller's limit, before it allocates; it decompresses a block only after its checksum; and whatever
+is wrong ends in one TraceError that names the file and the offset.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Trace:
 
     def accesses(self) -> np.ndarray:
         """All accesses: uint32 `page << 1 | is_write`, read-only. Raises TraceError."""
-        with _open(self.path) as file:
+        with opened(self.path) as file:
             accesses = self._section(file, layout.ACCESSES).view("<u4")
             self._check(
                 accesses >> 1 < self.header.nr_pages, layout.ACCESSES, accesses >> 1, "page", "nr_pages"
@@ -133,7 +134,7 @@ class Trace:
     def images(self) -> PageImages:
         """Page bodies uint8[nr_rows, 4096] and table int32[nr_images, nr_pages]; read-only. Raises TraceError."""
         header = self.header
-        with _open(self.path) as file:
+        with opened(self.path) as file:
             rows = self._section(file, layout.ROWS).reshape(header.nr_rows, PAGE_BYTES)
             stored = self._section(file, layout.IMAGES).view("<i4")
             known = (stored >= 0) & (stored < header.nr_rows)
@@ -175,7 +176,7 @@ def open_trace(path: str | os.PathLike[str], max_bytes: int = ARRAY_BYTES_MAX) -
     A trace whose arrays would take more than `max_bytes` is refused before anything is allocated.
     """
     name = os.fspath(path)
-    with _open(name) as file:
+    with opened(name) as file:
         header = _header(file)
         needed = layout.array_bytes(header)
         if needed > max_bytes:
@@ -202,7 +203,7 @@ def open_trace(path: str | os.PathLike[str], max_bytes: int = ARRAY_BYTES_MAX) -
 
 def read_header(path: str | os.PathLike[str]) -> TraceHeader:
     """The header alone. Raises TraceError."""
-    with _open(os.fspath(path)) as file:
+    with opened(os.fspath(path)) as file:
         return _header(file)
 
 
@@ -216,16 +217,17 @@ def _header(file: IO[bytes]) -> TraceHeader:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[IO[bytes]]:
+def opened(path: str) -> Iterator[IO[bytes]]:
     """Open a trace; whatever is wrong with it becomes a TraceError of one line."""
     try:
         # Non-blocking, so that a FIFO under the name is refused and not waited for.
         if "\0" in path:
             raise layout.Damage(0, "cannot be read: a file's name holds no zero byte")
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise layout.Damage(0, "not a regular file, expected a trace")
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise layout.Damage(0, "not a regular file, expected a trace")
             yield file
     except layout.Damage as damage:
         raise TraceError(f"{shown(path)}: offset {damage.offset}: {damage.what}") from None

@@ -1,7 +1,8 @@
 """Byte layout of a `.pmtrace` file: preamble, header, blocks; `docs/trace-format.md` says the same in words.
 
-Here are the limits, the packing and the strict parsing of single parts; `traces.py` puts them in order and does the
-I/O. Nothing here executes or unpickles anything, and no parser allocates more than what it was told to expect.
+Here are the limits, the packing and the strict parsing of single parts; `traces.py` puts them in order and
+does the I/O. Nothing here executes or unpickles anything, and no parser allocates more than what it was
+told to expect.
 """
 
 from __future__ import annotations
