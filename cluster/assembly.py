@@ -8,22 +8,24 @@ it is called.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from privmem.cluster.config import config_to_plain
 from privmem.cluster.config.distances import distance_matrix
-from privmem.cluster.config.loader import config_to_plain
 from privmem.cluster.config.models import (
-    Config,
     CompressedRam,
+    Config,
     DeviceConfig,
     GeneratorContent,
     HostConfig,
+    HotSetWorkload,
     NodeConfig,
     ProcessConfig,
     ReplayWorkload,
+    ScanWorkload,
+    ZipfWorkload,
 )
 from privmem.cluster.plan import DEVICE, HOST, SCHEDULER, ParticipantPlan, Plan
 from privmem.cluster.seeds import derive_seed
@@ -203,8 +205,8 @@ class _Assembly:
             "device": device_address(device_name),
             "span_pages": _perceived_pages(device),
             "boot_pages": 0 if device.pooled else _perceived_pages(device),
-            "read_ns": timing["read_ns"],
-            "write_ns": timing["write_ns"],
+            "read_ns": timing["read_ns"] + timing["decompress_ns"],
+            "write_ns": timing["write_ns"] + timing["decompress_ns"],
             "stores": spec["stores"],
             "compressed": device.device_class == "compressed-ram",
             "pooled": device.pooled,
@@ -230,8 +232,8 @@ class _Assembly:
             if isinstance(process.content, GeneratorContent):
                 return stream, self._generator(process.content)
             return stream, self._source(recording["image"])
-        stream = _synthetic(workload.model_dump())
-        stream["seed"] = derive_seed(self.config.seed, f"{host}/{process.name}/{stream.pop('seed')}")
+        stream = _synthetic(workload)
+        stream["seed"] = derive_seed(self.config.seed, f"{host}/{process.name}/{workload.seed}")
         assert isinstance(process.content, GeneratorContent)
         return stream, self._generator(process.content)
 
@@ -303,6 +305,7 @@ class _Assembly:
             "timing": _timing(device),
             "compression": compression,
             "stores": device.device_class in _STORING,
+            "scheduler": SCHEDULER_NAME,
             "sample_every": self.config.results.sample_every,
         }
 
@@ -327,6 +330,43 @@ def _perceived_pages(device: DeviceConfig) -> int:
     """The address range that hosts see, in pages."""
     seen = device.perceived_bytes if isinstance(device, CompressedRam) else device.capacity_bytes
     return seen // PAGE_SIZE
+
+
+def _timing(device: DeviceConfig) -> dict[str, Any]:
+    """Timing of the class, with what the configuration sets of its own."""
+    compressed = isinstance(device, CompressedRam)
+    timing = class_timing(device.device_class, device.codec if compressed else None)
+    own = {
+        "read_ns": device.read_latency_ns,
+        "write_ns": device.write_latency_ns,
+        "read_bandwidth": device.read_bandwidth_bytes_per_s,
+        "write_bandwidth": device.write_bandwidth_bytes_per_s,
+        "decompress_ns": device.decompress_latency_ns if compressed else None,
+        "curve": None if device.loaded_latency is None else [list(point) for point in device.loaded_latency],
+    }
+    return timing | {name: value for name, value in own.items() if value is not None}
+
+
+def _synthetic(workload: Any) -> dict[str, Any]:
+    """The stream spec of a synthetic workload: pages for bytes, and counts for shares of pages."""
+    nr_pages = workload.size_bytes // PAGE_SIZE
+    spec = {
+        "kind": workload.kind,
+        "nr_pages": nr_pages,
+        "write_permille": workload.write_share_permille,
+        "accesses": workload.accesses,
+    }
+    match workload:
+        case ZipfWorkload():
+            spec["theta_permille"] = workload.theta_permille
+        case ScanWorkload():
+            spec["stride_pages"] = workload.stride_pages
+        case HotSetWorkload():
+            spec["hot_pages"] = max(1, nr_pages * workload.hot_share_permille // 1000)
+            spec["hot_access_permille"] = workload.hot_access_share_permille
+            spec["period_accesses"] = workload.period_accesses
+            spec["move_pages"] = workload.move_pages
+    return spec
 
 
 def _policy(process: ProcessConfig) -> list[int]:
