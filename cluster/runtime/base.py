@@ -103,9 +103,11 @@ class Seat:
         return {"hash": self.running_hash, "state": self.participant.snapshot()}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Take over what `snapshot` gave, also of another process."""
+        """Take over what `snapshot` gave, also of another process. The participant gets arrays of its own."""
+        header, arrays = plain.pack(snapshot["state"])
+        state = plain.unpack(header, [array.copy() for array in arrays])
         self.running_hash = bytes(snapshot["hash"])
-        self.participant.restore(snapshot["state"])
+        self.participant.restore(state)
 
     def digest(self) -> str:
         """Hex digest of the running hash and the whole state."""

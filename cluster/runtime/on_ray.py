@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -56,7 +56,7 @@ class SeatsActor:
 
     def installed(self) -> plain.Packed:
         """What is installed where this actor runs, and on which machine that is."""
-        return _answer(lambda: [ray.util.get_node_ip_address(), installed()])
+        return _answer(lambda: [str(ray.util.get_node_ip_address()), installed()])  # type: ignore[no-untyped-call]
 
     def build(self, packed: plain.Packed, build: str, *arrays: np.ndarray) -> plain.Packed:
         """Build participants; `arrays` are the resources that the packed names list, in that order."""
@@ -86,17 +86,23 @@ class SeatsActor:
 
     def restore(self, packed: plain.Packed) -> plain.Packed:
         """Restore each participant that `packed` names."""
-        return _answer(lambda: [self.seats[n].restore(s) for n, s in plain.unpack(*packed).items()])
+        return _answer(lambda: self._restore(packed))
+
+    def _restore(self, packed: plain.Packed) -> None:
+        for name, snapshot in plain.unpack(*packed).items():
+            self.seats[name].restore(snapshot)
 
     def ask(self, what: str) -> plain.Packed:
         """Snapshot, digest, summary or validation of all participants here, by name."""
-        asked = {
-            "snapshot": Seat.snapshot,
-            "digest": Seat.digest,
-            "summary": lambda seat: seat.participant.summary(),
-            "validate": lambda seat: seat.participant.validate(),
-        }[what]
-        return _answer(lambda: {name: asked(seat) for name, seat in self.seats.items()})
+        return _answer(lambda: {name: _QUESTIONS[what](seat) for name, seat in self.seats.items()})
+
+
+_QUESTIONS: dict[str, Callable[[Seat], Any]] = {
+    "snapshot": lambda seat: seat.snapshot(),
+    "digest": lambda seat: seat.digest(),
+    "summary": lambda seat: seat.participant.summary(),
+    "validate": lambda seat: seat.participant.validate(),
+}
 
 
 class RayRuntime:
@@ -177,8 +183,8 @@ class RayRuntime:
             for _, actor in actors:
                 with contextlib.suppress(RayError, RuntimeError, ValueError):
                     ray.kill(actor)
-            if self._connected_here:
-                ray.shutdown()
+        if self._connected_here:
+            ray.shutdown()
         self._connected_here = False
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -238,7 +244,7 @@ def _groups(plan: Plan, pack: int) -> Iterable[list[ParticipantPlan]]:
             yield entries[at : at + pack]
 
 
-def _answer(work: Any) -> plain.Packed:
+def _answer(work: Callable[[], Any]) -> plain.Packed:
     """Our exceptions cross as plain data: as objects they would have to be pickled."""
     try:
         return plain.pack([None, work()])
