@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 _LINT = [["ruff", "check", "."], ["ruff", "format", "--check", "."]]
-_TYPES = [["mypy", *PACKAGES]]
+_TYPES = [["mypy", *(part for name in PACKAGES for part in ("-p", f"privmem.{name}"))]]
 
 
 def _run(command: list[str]) -> int:

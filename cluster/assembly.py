@@ -334,14 +334,14 @@ def _perceived_pages(device: DeviceConfig) -> int:
 
 def _timing(device: DeviceConfig) -> dict[str, Any]:
     """Timing of the class, with what the configuration sets of its own."""
-    compressed = isinstance(device, CompressedRam)
-    timing = class_timing(device.device_class, device.codec if compressed else None)
+    codec = device.codec if isinstance(device, CompressedRam) else None
+    timing = class_timing(device.device_class, codec)
     own = {
         "read_ns": device.read_latency_ns,
         "write_ns": device.write_latency_ns,
         "read_bandwidth": device.read_bandwidth_bytes_per_s,
         "write_bandwidth": device.write_bandwidth_bytes_per_s,
-        "decompress_ns": device.decompress_latency_ns if compressed else None,
+        "decompress_ns": device.decompress_latency_ns if isinstance(device, CompressedRam) else None,
         "curve": None if device.loaded_latency is None else [list(point) for point in device.loaded_latency],
     }
     return timing | {name: value for name, value in own.items() if value is not None}

@@ -76,7 +76,7 @@ def update_hash(running: hashlib.blake2b, packed: Packed) -> None:
     running.update(header)
     for array in arrays:
         running.update(array.nbytes.to_bytes(8, "little"))
-        running.update(memoryview(array).cast("B") if array.size else b"")
+        running.update(array.data.cast("B") if array.size else b"")
 
 
 def digest(value: Any) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 
 from privmem.nodeagent.content import LITERAL, ContentTable
 from privmem.nodeagent.device.compression import CompressionEngine, Stored
-from privmem.nodeagent.device.granules import NIL, Granules
+from privmem.nodeagent.device._granule_kernel import NIL
+from privmem.nodeagent.device.granules import Granules
 from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.errors import InvariantError, ProtocolError
 
@@ -90,7 +91,7 @@ class PageStore:
         if self.engine is not None:
             self._store_compressed(dpa, self.engine, (source, index, version), page)
         elif page is not None:
-            self.literal[dpa] = [zlib.crc32(page), [], page.tobytes()]
+            self.literal[dpa] = [zlib.crc32(page.data), [], page.tobytes()]
         self.held[dpa] = 1
         self.source[dpa], self.index[dpa], self.version[dpa] = source, index, version
         self.stored_pages += 1
@@ -104,7 +105,7 @@ class PageStore:
             blocks = engine.compress(page)
             layout = engine.lay_out([len(block) for block in blocks])
             filled = page[:8].tobytes() if not blocks else b""
-            self.literal[dpa] = [zlib.crc32(page), list(layout.block_bytes), filled]
+            self.literal[dpa] = [zlib.crc32(page.data), list(layout.block_bytes), filled]
         self._take(dpa, layout)
         if page is not None:
             self._write(dpa, blocks)
@@ -157,7 +158,7 @@ class PageStore:
         else:
             raw = self.engine.restore(self._read(dpa, lengths))
         page = np.frombuffer(raw, dtype=np.uint8)
-        if zlib.crc32(page) != crc:
+        if zlib.crc32(page.data) != crc:
             raise InvariantError(f"page {dpa} does not read back as it was stored")
         return page
 

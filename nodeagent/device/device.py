@@ -201,9 +201,9 @@ class Device:
         if loaded != self.loaded:
             self.loaded = loaded
             used = self.store.used_bytes if self.store else 0
-            report = DeviceReport(
-                self.spec["device"], clock.epoch, *loaded, used, self.spec["physical_bytes"]
-            )
+            read_ns, write_ns = loaded
+            capacity = self.spec["physical_bytes"]
+            report = DeviceReport(self.spec["device"], clock.epoch, read_ns, write_ns, used, capacity)
             for host in self.spec["hosts"]:
                 self.mail.send(host, clock.end_ns, report)
         self.moved = [0, 0]

@@ -33,9 +33,7 @@ _WRITE_SET = np.uint32(PTE_ACCESSED | PTE_DIRTY)
 
 
 @njit(cache=True)
-def run_accesses(  # type: ignore[no-untyped-def]
-    pte, batch, position, end, slot_base, node_of_section, cost_ns, budget_ns, nr_accesses
-):
+def run_accesses(pte, batch, position, end, slot_base, node_of_section, cost_ns, budget_ns, nr_accesses):
     """Run batch[position:end] until an access needs the kernel or the time is used up.
 
     pte              uint32[slots]     page table
@@ -71,7 +69,7 @@ def run_accesses(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _why(entry):  # type: ignore[no-untyped-def]
+def _why(entry):
     if not entry & np.uint32(PTE_PRESENT):
         return STOP_NOT_PRESENT
     if entry & np.uint32(PTE_PROTNONE):

@@ -35,7 +35,7 @@ _MOVED_FLAGS = np.uint16(0xFFFF ^ (PG_LRU | PG_ACTIVE))
 
 
 @njit(cache=True)
-def lru_add(lru, pfn, head, tail, size, next_, prev, flags):  # type: ignore[no-untyped-def]
+def lru_add(lru, pfn, head, tail, size, next_, prev, flags):
     """Put a frame at the head of a list."""
     first = head[lru]
     next_[pfn] = first
@@ -50,7 +50,7 @@ def lru_add(lru, pfn, head, tail, size, next_, prev, flags):  # type: ignore[no-
 
 
 @njit(cache=True)
-def lru_del(lru, pfn, head, tail, size, next_, prev, flags):  # type: ignore[no-untyped-def]
+def lru_del(lru, pfn, head, tail, size, next_, prev, flags):
     """Take a frame off the list that it is on."""
     after = next_[pfn]
     before = prev[pfn]
@@ -67,7 +67,7 @@ def lru_del(lru, pfn, head, tail, size, next_, prev, flags):  # type: ignore[no-
 
 
 @njit(cache=True)
-def lru_of(base, flag):  # type: ignore[no-untyped-def]
+def lru_of(base, flag):
     """List of a frame with flags `flag` on the node whose lists start at `base`."""
     lru = base
     if flag & np.uint16(PG_FILE):
@@ -78,7 +78,7 @@ def lru_of(base, flag):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def referenced(pfn, rmap, rmap_next, pte):  # type: ignore[no-untyped-def]
+def referenced(pfn, rmap, rmap_next, pte):
     """`folio_referenced`: how many mappings were accessed since the last look; clears their accessed bits."""
     count = 0
     slot = rmap[pfn]
@@ -91,9 +91,7 @@ def referenced(pfn, rmap, rmap_next, pte):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def shrink_active(  # type: ignore[no-untyped-def]
-    lru_active, nr, head, tail, size, next_, prev, flags, rmap, rmap_next, pte
-):
+def shrink_active(lru_active, nr, head, tail, size, next_, prev, flags, rmap, rmap_next, pte):
     """`shrink_active_list`: up to `nr` frames go from the tail of an active list to the head of its inactive
     one.
     """
@@ -109,9 +107,7 @@ def shrink_active(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def isolate_inactive(  # type: ignore[no-untyped-def]
-    lru, nr_scan, out, nr_out, head, tail, size, next_, prev, flags, rmap, rmap_next, pte
-):
+def isolate_inactive(lru, nr_scan, out, nr_out, head, tail, size, next_, prev, flags, rmap, rmap_next, pte):
     """Look at up to `nr_scan` frames from the tail of an inactive list; take the cold ones off it into `out`.
 
     A frame whose mappings were accessed stays: on the inactive list the first time (PG_REFERENCED), on the
@@ -143,7 +139,7 @@ def isolate_inactive(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def putback(pfns, nr, base, head, tail, size, next_, prev, flags):  # type: ignore[no-untyped-def]
+def putback(pfns, nr, base, head, tail, size, next_, prev, flags):
     """`putback_lru_folio` for a batch that found no new place; the first of `pfns` ends nearest to the tail."""
     for i in range(nr):
         pfn = np.int64(pfns[i])
@@ -151,7 +147,7 @@ def putback(pfns, nr, base, head, tail, size, next_, prev, flags):  # type: igno
 
 
 @njit(cache=True)
-def collect_dirty(pfns, nr, flags_out, rmap, rmap_next, pte):  # type: ignore[no-untyped-def]
+def collect_dirty(pfns, nr, flags_out, rmap, rmap_next, pte):
     """flags_out[i] = 1 when a mapping of pfns[i] was written since the last look; clears the dirty bits."""
     for i in range(nr):
         dirty = 0
@@ -165,7 +161,7 @@ def collect_dirty(pfns, nr, flags_out, rmap, rmap_next, pte):  # type: ignore[no
 
 
 @njit(cache=True)
-def move_frames(  # type: ignore[no-untyped-def]
+def move_frames(
     src, dst, nr, fenced, flags, rmap, rmap_next, pte, version, scan_ms, reason, origin, owner, obj, obj_index
 ):
     """`migrate_folio`: the mappings and the identity of src[i] become dst[i]'s; src[i] is left blank.
@@ -197,9 +193,7 @@ def move_frames(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def sample_referenced(  # type: ignore[no-untyped-def]
-    base, out, head, next_, flags, rmap, rmap_next, pte
-):
+def sample_referenced(base, out, head, next_, flags, rmap, rmap_next, pte):
     """The anonymous frames of a node that were accessed in this interval and in the last one, into `out`.
 
     A frame accessed for the first time is marked PG_REFERENCED; one that was not accessed loses the mark.

@@ -10,7 +10,7 @@ from privmem.scheduler.abi import SECTION_SHIFT
 
 
 @njit(cache=True)
-def protect_range(pte, start, end, node_of_section, scan_node, scan_ms, now_ms):  # type: ignore[no-untyped-def]
+def protect_range(pte, start, end, node_of_section, scan_node, scan_ms, now_ms):
     """Mark the present entries of slots [start, end) whose node has scan_node[nid] set; stamp their frames
     with `now_ms`.
 

@@ -8,6 +8,7 @@ help (an extent) the host stops at that instant and goes on, with the same acces
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -49,7 +50,7 @@ class Host:
     stream of each program, in order.
     """
 
-    def __init__(self, spec: dict[str, Any], streams: list[AccessStream]) -> None:
+    def __init__(self, spec: dict[str, Any], streams: Sequence[AccessStream]) -> None:
         self.spec = spec
         self.name: str = spec["name"]
         self.mail = Mailer(self.name)

@@ -221,7 +221,18 @@ class Mm:
     def restore(self, spec: list[list[Any]]) -> None:
         """Inverse of `to_spec`."""
         self.vmas = [
-            Vma(*row[:5], None if row[5] is None else Mempolicy.from_spec(row[5]), *row[6:]) for row in spec
+            Vma(
+                start,
+                end,
+                slot,
+                kind,
+                writable,
+                policy and Mempolicy.from_spec(policy),
+                object_id,
+                index,
+                private,
+            )
+            for start, end, slot, kind, writable, policy, object_id, index, private in spec
         ]
 
     def replace_range(self, start: int, end: int, parts: list[Vma]) -> None:
