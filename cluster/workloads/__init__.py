@@ -1,4 +1,4 @@
-"""Workloads by name: what programs access. A kind is added by one class and one line here."""
+"""Workloads by kind: what processes access. A kind is one class in `streams.py` and one line here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from privmem.cluster.workloads.streams import HotSet, Replay, Scan, Uniform, Zipf
+from privmem.cluster.errors import ConfigError
+from privmem.cluster.workloads.streams import HotSet, Replay, Scan, Stream, Uniform, Zipf
 
 WORKLOADS: dict[str, type[Zipf | Uniform | Scan | HotSet | Replay]] = {
     "zipf": Zipf,
@@ -17,8 +18,12 @@ WORKLOADS: dict[str, type[Zipf | Uniform | Scan | HotSet | Replay]] = {
 }
 
 
-def open_stream(
-    spec: dict[str, Any], resources: dict[str, np.ndarray]
-) -> Zipf | Uniform | Scan | HotSet | Replay:
-    """The access stream of a plain spec, whose "kind" names the class."""
-    return WORKLOADS[spec["kind"]](spec, resources)
+def open_stream(spec: dict[str, Any], resources: dict[str, np.ndarray]) -> Stream:
+    """The access stream of a plain spec, which "kind" names; `resources` holds the arrays that it names.
+
+    Raises ConfigError for a value out of range, TraceError for a recording that does not fit.
+    """
+    kind = WORKLOADS.get(spec["kind"])
+    if kind is None:
+        raise ConfigError(f"workload {spec['kind']!r}: unknown; allowed: {', '.join(WORKLOADS)}")
+    return kind(spec, resources)
