@@ -1,4 +1,4 @@
-"""The buddy allocator of one zone or device: a thin face over `_buddy_kernel`.
+"""The buddy allocator of one zone or device: a thin face over `_buddy_kernel`, which says what it follows.
 
 Used by a host's zones, over the host's frame table, and by devices for the extents of their address range.
 """
@@ -20,6 +20,7 @@ _FAULTS = {
     4: "a free list is longer or shorter than counted",
     5: "two free blocks overlap",
     6: "a frame says it heads a free block that is on no list",
+    7: "two free blocks that make a larger one are not merged",
 }
 
 
@@ -27,9 +28,14 @@ class Buddy:
     """Free blocks of orders 0 to `nr_orders` - 1 over frames [start, end).
 
     Arrays, indexed by frame number: `next_`, `prev` int32, links at the head of each free block;
-    `block_order` int8, the order there, -1 elsewhere. A host passes slices of nothing: its whole frame table,
-    shared by all its zones (a frame is on a free list or on an LRU list, never on both). Without them the
-    Buddy makes its own.
+    `block_order` int8, the order there, -1 elsewhere. A host passes its whole frame table, which all its
+    zones share (a frame is on a free list or on an LRU list, never on both); without them the Buddy makes its
+    own. `free_head` int32 and `nr_free` int64 have an entry an order. The arrays are changed in place and
+    never replaced, so compiled code may keep them.
+
+    Invariants: every free frame is in exactly one block; a block of order k starts at a multiple of 2**k from
+    `start`; two free buddies inside [start, end) are one block. Frames become free by `add_range` alone and
+    stop being the Buddy's by `remove_range` alone. Which allocated frame belongs to whom the caller knows.
     """
 
     def __init__(
@@ -47,63 +53,96 @@ class Buddy:
         self.block_order = np.full(end, kernel.NIL, dtype=np.int8) if block_order is None else block_order
         self.free_head = np.full(nr_orders, kernel.NIL, dtype=np.int32)
         self.nr_free = np.zeros(nr_orders, dtype=np.int64)
+        self.nr_orders = nr_orders
         #: Kept beside the lists, for it is asked on every allocation.
         self.free_pages = 0
         self._arrays = (self.free_head, self.nr_free, self.next_, self.prev, self.block_order)
 
     def alloc(self, order: int = 0) -> int:
         """First frame of a free block of 2**order frames, or -1."""
+        if order < 0:
+            raise InvariantError(f"a block of order {order} was asked for")
         block = int(kernel.alloc_block(order, *self._arrays))
         if block >= 0:
             self.free_pages -= 1 << order
         return block
 
     def free(self, frame: int, order: int = 0) -> None:
-        """Give back a block that `alloc` gave. Raises InvariantError for one that is free or not of this
-        zone.
+        """Give back a block that `alloc` gave, or an aligned part of one. Raises InvariantError, with nothing
+        changed, for one that is not of this zone, not aligned, or free in any part.
         """
+        if not 0 <= order < self.nr_orders:
+            raise InvariantError(f"a block of order {order} was freed")
         size = 1 << order
         if not self.start <= frame <= self.end - size or (frame - self.start) & (size - 1):
             raise InvariantError(f"block {frame} of order {order} is not of [{self.start}, {self.end})")
-        if kernel.block_of(frame, self.start, len(self.free_head), self.block_order) != kernel.NIL:
-            raise InvariantError(f"frame {frame} is freed twice")
-        kernel.free_block(frame, order, self.start, self.end, *self._arrays)
+        if not kernel.free_block(frame, order, self.start, self.end, False, *self._arrays):
+            raise InvariantError(f"block {frame} of order {order} is freed twice")
         self.free_pages += size
 
     def alloc_bulk(self, nr: int) -> np.ndarray:
-        """Up to `nr` single frames, int32, the same as `nr` calls of `alloc(0)` would give."""
+        """Up to `nr` single frames, int32: what `nr` calls of `alloc(0)` give, in that order."""
+        if nr < 0:
+            raise InvariantError(f"{nr} frames were asked for")
         out = np.empty(min(nr, self.free_pages), dtype=np.int32)
         done = int(kernel.alloc_bulk(len(out), out, *self._arrays))
         self.free_pages -= done
         return out[:done]
 
     def free_bulk(self, frames: np.ndarray) -> None:
-        """Give back single frames, in this order. The caller answers for their being allocated."""
-        kernel.free_bulk(frames, len(frames), self.start, self.end, *self._arrays)
-        self.free_pages += len(frames)
+        """Give back single frames (int32), as `free` one by one in this order. Raises InvariantError at the
+        first that is not of this zone or free already; those before it are free then.
+        """
+        frames = np.ascontiguousarray(frames, dtype=np.int32)
+        done = int(kernel.free_bulk(frames, len(frames), self.start, self.end, *self._arrays))
+        self.free_pages += done
+        if done < len(frames):
+            frame = int(frames[done])
+            if not self.start <= frame < self.end:
+                raise InvariantError(f"frame {frame} is not of [{self.start}, {self.end})")
+            raise InvariantError(f"frame {frame}, or one of the run that it begins, is freed twice")
 
     def add_range(self, first: int, nr: int) -> None:
-        """Frames that were not there before become free (memory comes online)."""
-        if not (self.start <= first and first + nr <= self.end):
-            raise InvariantError(f"frames {first}..{first + nr} are not of [{self.start}, {self.end})")
-        kernel.add_range(first, nr, self.start, self.end, *self._arrays)
+        """Frames that were not there before become free (memory comes online); they are allocated after what
+        was free before, from low to high. Raises InvariantError, with nothing changed, for a range that is
+        out of bounds or free in any part.
+        """
+        self._bounds(first, nr)
+        if not kernel.add_range(first, nr, self.start, self.end, *self._arrays):
+            raise InvariantError(f"some of the frames [{first}, {first + nr}) are free already")
         self.free_pages += nr
 
     def remove_range(self, first: int, nr: int) -> bool:
-        """Take frames away for good if all of them are free (memory goes offline); False, and no change,
-        otherwise.
+        """Take frames away if all of them are free (memory goes offline, a contiguous range is taken); False,
+        and no change, otherwise. Raises InvariantError for a range that is out of bounds.
         """
-        if not kernel.remove_range(first, nr, self.start, self.end, *self._arrays):
+        self._bounds(first, nr)
+        if not kernel.remove_range(first, nr, self.start, *self._arrays):
             return False
         self.free_pages -= nr
         return True
+
+    def count_free(self, first: int, nr: int) -> int:
+        """How many of the frames [first, first + nr) are free."""
+        self._bounds(first, nr)
+        return int(kernel.count_free(first, nr, self.start, self.nr_orders, self.block_order))
+
+    def is_range_free(self, first: int, nr: int) -> bool:
+        """Whether all of the frames [first, first + nr) are free."""
+        return self.count_free(first, nr) == nr
+
+    def _bounds(self, first: int, nr: int) -> None:
+        if not self.start <= first <= first + nr <= self.end:
+            raise InvariantError(f"frames [{first}, {first + nr}) are not of [{self.start}, {self.end})")
 
     def free_blocks_by_order(self) -> list[int]:
         """As a line of /proc/buddyinfo."""
         return [int(n) for n in self.nr_free]
 
     def validate(self) -> None:
-        """Raise InvariantError unless lists, heads and counts agree and no two blocks overlap."""
+        """Raise InvariantError unless lists, heads and counts agree, no two blocks overlap, and no two could
+        be one.
+        """
         fault = int(kernel.check(self.start, self.end, *self._arrays))
         if fault:
             raise InvariantError(f"buddy of [{self.start}, {self.end}): {_FAULTS[fault]}")
@@ -128,8 +167,15 @@ class Buddy:
         self.free_pages = snapshot["free_pages"]
 
     def snapshot(self) -> dict[str, Any]:
-        """The whole state, for a Buddy that owns its arrays."""
-        arrays = {"next": self.next_.copy(), "prev": self.prev.copy(), "block_order": self.block_order.copy()}
+        """The whole state, for a Buddy that owns its arrays. Links that mean nothing any more read -1, so
+        that equal states give equal snapshots.
+        """
+        heads = self.block_order != kernel.NIL
+        arrays = {
+            "next": np.where(heads, self.next_, np.int32(kernel.NIL)),
+            "prev": np.where(heads, self.prev, np.int32(kernel.NIL)),
+            "block_order": self.block_order.copy(),
+        }
         return self.lists_snapshot() | arrays
 
     def restore(self, snapshot: dict[str, Any]) -> None:
