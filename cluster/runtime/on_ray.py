@@ -33,6 +33,7 @@ from privmem.cluster.errors import ConfigError, InvariantError, ParticipantLost,
 from privmem.cluster.plan import ParticipantPlan, Plan
 from privmem.cluster.runtime.base import Seat, StepResult, load_build, take_seat
 from privmem.cluster.runtime.installed import differences, installed
+from privmem.cluster.runtime.reaper import Reaper
 from privmem.scheduler import plain
 from privmem.scheduler.messages import Packet, pack_batch, unpack_batch
 from privmem.scheduler.participant import Clock
@@ -117,6 +118,7 @@ class RayRuntime:
         self.actors: list[tuple[list[str], Any]] = []
         self._connected_here = False
         self._folder = ""
+        self._reaper: Reaper | None = None
 
     # -- start and stop
 
@@ -128,6 +130,8 @@ class RayRuntime:
         groups = list(_groups(plan, self.pack))
         self.actors = [([entry.name for entry in group], actor_class.remote()) for group in groups]
         self._compare_installed(mine)
+        if self._reaper is not None:
+            self._reaper.watch_children()
         put = {name: ray.put(np.ascontiguousarray(array)) for name, array in plan.resources.items()}
         calls = []
         for group, (names, actor) in zip(groups, self.actors, strict=True):
@@ -158,6 +162,7 @@ class RayRuntime:
                 raise ConfigError(f"--address: {self.address} did not let us join: {error}") from error
             return
         self._folder = tempfile.mkdtemp(prefix="privmem-ray-")
+        self._reaper = Reaper(self._folder)
         ray.init(
             address="local",
             include_dashboard=False,
@@ -165,6 +170,7 @@ class RayRuntime:
             _temp_dir=self._folder,
             **options,
         )
+        self._reaper.watch_children()
 
     def _compare_installed(self, mine: dict[str, Any]) -> None:
         problems = []
@@ -189,6 +195,9 @@ class RayRuntime:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = ""
+        if self._reaper is not None:
+            self._reaper.dismiss()
+            self._reaper = None
 
     # -- rounds
 
