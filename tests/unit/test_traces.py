@@ -77,7 +77,7 @@ def test_what_goes_in_comes_out(tmp_path: Path, level: int | None) -> None:
     assert np.array_equal(images, IMAGES)
     rows, table = open_trace(path).images()
     assert (rows.dtype, table.dtype, table.shape) == (np.uint8, np.int32, (3, NR_PAGES))
-    assert table.tolist() == [[0, 1, 2, 0, 3], [0, 4, 2, 0, 3], [0, 4, 2, 0, 3]]
+    assert table.tolist() == [[0, 1, 3, 0, 4], [0, 2, 3, 0, 4], [0, 2, 3, 0, 4]]
     assert [p.name for p in tmp_path.iterdir()] == ["a.pmtrace"]
 
 
