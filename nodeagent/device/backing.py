@@ -1,8 +1,8 @@
 """The content store of a device: what is in each of its pages, and the physical memory behind it.
 
 A described page is kept as its description and, on a compressed device, as the granules that its real bytes
-take. A literal page is kept byte for byte: compressed into its granules, or as it is. Reading one back checks
-its checksum.
+take. A literal page is kept byte for byte: compressed into its granules, or as it is. With `keep_bytes` the
+bytes of described pages are kept as well. Bytes that are read back are checked against their checksum.
 """
 
 from __future__ import annotations
@@ -13,21 +13,29 @@ from typing import Any
 import numpy as np
 
 from privmem.nodeagent.content import LITERAL, ContentTable
-from privmem.nodeagent.device.compression import CompressionEngine, Stored
 from privmem.nodeagent.device._granule_kernel import NIL
+from privmem.nodeagent.device.compression import CompressionEngine
 from privmem.nodeagent.device.granules import Granules
 from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.errors import InvariantError, ProtocolError
 
+_EMPTY, _DESCRIBED, _KEPT = 0, 1, 2
+_COLUMNS = ("_source", "_index", "_version")
+_COUNTS = ("stored_pages", "same_filled_pages", "incompressible_pages", "stored_bytes")
+
+#: Of a page whose bytes are kept: crc32, length of each block, and the bytes that are not in granules (the
+#: whole page of an uncompressed store, the one word of a same-filled page, else none).
+_Kept = tuple[int, list[int], bytes]
+
 
 class PageStore:
-    """Pages [0, capacity_pages) of a device.
+    """Pages [0, capacity_pages) of a device. The arrays below have an entry a page; they start as zero pages of
+    the machine that we run on, so what is never used costs nothing.
 
-    held     uint8   1 where something is stored
-    source, index, version: the description (uint16, uint32, uint16)
-    first    int32   compressed: first granule of the page's chain, NIL without
-    stored   int32   compressed: bytes before rounding to granules
-    Arrays start as zero pages of the machine that we run on: what is never used costs nothing.
+    _state    uint8    0 nothing, 1 described, 2 its bytes are kept (`_kept` knows more)
+    _source, _index, _version   uint16, uint32, uint16: the description
+    _first    int64    compressed: first granule of the page's chain, NIL without
+    _stored   uint16   compressed: bytes before rounding to granules
     """
 
     def __init__(
@@ -36,191 +44,296 @@ class PageStore:
         physical_bytes: int,
         content: ContentTable,
         engine: CompressionEngine | None,
+        keep_bytes: bool = False,
     ) -> None:
         self.capacity_pages = capacity_pages
         self.physical_bytes = physical_bytes
         self.content = content
         self.engine = engine
-        self.held = np.zeros(capacity_pages, dtype=np.uint8)
-        self.source = np.zeros(capacity_pages, dtype=np.uint16)
-        self.index = np.zeros(capacity_pages, dtype=np.uint32)
-        self.version = np.zeros(capacity_pages, dtype=np.uint16)
-        self.first = np.full(capacity_pages, NIL, dtype=np.int32)
-        self.stored = np.zeros(capacity_pages, dtype=np.int32)
-        self.granules: Granules | None = None
-        self.memory = np.zeros((0, PAGE_SIZE), dtype=np.uint8)
+        self.keep_bytes = keep_bytes
+        self._state = np.zeros(capacity_pages, dtype=np.uint8)
+        self._source = np.zeros(capacity_pages, dtype=np.uint16)
+        self._index = np.zeros(capacity_pages, dtype=np.uint32)
+        self._version = np.zeros(capacity_pages, dtype=np.uint16)
+        self._kept: dict[int, _Kept] = {}
+        self._granules: Granules | None = None
         if engine is not None:
-            nr_granules = physical_bytes // engine.granule_size
-            self.granules = Granules(nr_granules)
-            self.memory = np.zeros((nr_granules, engine.granule_size), dtype=np.uint8)
-        #: Literal pages: dpa -> [crc32 of the page, length of each block, the page itself where it is not in
-        #: granules].
-        self.literal: dict[int, list[Any]] = {}
+            self._granules = Granules(physical_bytes // engine.granule_bytes, engine.granule_bytes)
+            self._first = np.zeros(capacity_pages, dtype=np.int64)
+            self._stored = np.zeros(capacity_pages, dtype=np.uint16)
         self.stored_pages = 0
+        #: Of a compressed store, as all below: pages that are one word over and over, and those that are raw.
         self.same_filled_pages = 0
+        self.incompressible_pages = 0
         self.stored_bytes = 0
 
     # -- what it holds
-    # --------------------------------------------------------------------------------------------
 
     @property
     def used_bytes(self) -> int:
         """Physical memory in use, in whole granules."""
-        if self.granules is None or self.engine is None:
-            return self.stored_pages * PAGE_SIZE
-        return (self.granules.nr_granules - self.granules.free) * self.engine.granule_size
+        return self.stored_pages * PAGE_SIZE if self._granules is None else self._granules.used_bytes
 
     @property
     def room_pages(self) -> int:
         """Pages that surely fit, even if none of them compresses."""
-        if self.granules is None or self.engine is None:
+        if self._granules is None or self.engine is None:
             return self.physical_bytes // PAGE_SIZE - self.stored_pages
-        return self.granules.free // self.engine.granules_max
+        return self._granules.free // self.engine.granules_max
+
+    def holds(self, dpa: np.ndarray) -> np.ndarray:
+        """Which of these pages hold something."""
+        if len(dpa) and not 0 <= int(dpa.min()) <= int(dpa.max()) < self.capacity_pages:
+            raise ProtocolError(
+                f"pages {dpa.min()}..{dpa.max()} are not all of a device of {self.capacity_pages} pages"
+            )
+        return self._state[dpa] != _EMPTY
 
     # -- changing it
-    # ----------------------------------------------------------------------------------------------
 
-    def store(self, dpa: int, source: int, index: int, version: int, page: np.ndarray | None) -> None:
-        """Keep one page; `page` are the bytes of a literal one. What was there before is gone."""
-        if not 0 <= dpa < self.capacity_pages:
-            raise ProtocolError(f"page {dpa} is not of a device of {self.capacity_pages} pages")
-        if self.held[dpa]:
-            self.free(dpa)
-        if self.room_pages < 1:
-            raise ProtocolError(f"page {dpa} was stored beyond the credit that the device gave")
-        if self.engine is not None:
-            self._store_compressed(dpa, self.engine, (source, index, version), page)
-        elif page is not None:
-            self.literal[dpa] = [zlib.crc32(page.data), [], page.tobytes()]
-        self.held[dpa] = 1
-        self.source[dpa], self.index[dpa], self.version[dpa] = source, index, version
-        self.stored_pages += 1
-
-    def _store_compressed(
-        self, dpa: int, engine: CompressionEngine, key: tuple[int, int, int], page: np.ndarray | None
+    def store(
+        self,
+        dpa: np.ndarray,
+        source: np.ndarray,
+        index: np.ndarray,
+        version: np.ndarray,
+        literal: np.ndarray,
     ) -> None:
-        if page is None:
-            layout = engine.known(key) or engine.measure_described(key, self.content.page(*key))
+        """Keep pages; columns as in messages.StorePages. What was there before is gone.
+
+        Raises ProtocolError for rows that do not fit together, InvariantError when memory does not suffice: whoever
+        stores holds a credit.
+        """
+        is_literal = source == LITERAL
+        if len({len(dpa), len(source), len(index), len(version)}) != 1:
+            raise ProtocolError("the columns of stored pages have different lengths")
+        if literal.shape != (int(is_literal.sum()), PAGE_SIZE) or literal.dtype != np.uint8:
+            raise ProtocolError(f"{is_literal.sum()} literal pages came with bytes of shape {literal.shape}")
+        if len(np.unique(dpa)) != len(dpa):
+            self._store_one_by_one(dpa, source, index, version, literal)
+            return
+        self.free(dpa[self.holds(dpa)])
+        if len(dpa) > self.room_pages:
+            raise InvariantError(f"{len(dpa)} pages to store, but only {self.room_pages} surely fit")
+        keep = is_literal | self.keep_bytes
+        if self._granules is None:
+            self._keep_raw(dpa[keep], self._bytes_of(keep, source, index, version, literal))
         else:
-            blocks = engine.compress(page)
-            layout = engine.lay_out([len(block) for block in blocks])
-            filled = page[:8].tobytes() if not blocks else b""
-            self.literal[dpa] = [zlib.crc32(page.data), list(layout.block_bytes), filled]
-        self._take(dpa, layout)
-        if page is not None:
-            self._write(dpa, blocks)
+            self._compress(dpa, source, index, version, literal, keep)
+        self._state[dpa] = np.where(keep, _KEPT, _DESCRIBED)
+        self._source[dpa], self._index[dpa], self._version[dpa] = source, index, version
+        self.stored_pages += len(dpa)
 
-    def _take(self, dpa: int, layout: Stored) -> None:
-        assert self.granules is not None
-        self.first[dpa] = self.granules.take(layout.granules) if layout.granules else NIL
-        self.stored[dpa] = layout.stored_bytes
-        self.stored_bytes += layout.stored_bytes
-        self.same_filled_pages += not layout.granules
+    def _store_one_by_one(self, dpa: np.ndarray, *rest: np.ndarray) -> None:
+        """A batch in which a page occurs twice: the later row overwrites the earlier."""
+        source, index, version, literal = rest
+        at = np.cumsum(source == LITERAL)
+        for row in range(len(dpa)):
+            one = slice(row, row + 1)
+            is_literal = int(source[row] == LITERAL)
+            page = literal[at[row] - is_literal : at[row]]
+            self.store(dpa[one], source[one], index[one], version[one], page)
 
-    def _write(self, dpa: int, blocks: list[bytes]) -> None:
-        """Blocks into the page's granules, each from the start of a granule."""
-        assert self.granules is not None and self.engine is not None
-        size = self.engine.granule_size
-        chain = iter(self.granules.chain(int(self.first[dpa])))
+    def _bytes_of(
+        self,
+        keep: np.ndarray,
+        source: np.ndarray,
+        index: np.ndarray,
+        version: np.ndarray,
+        literal: np.ndarray,
+    ) -> np.ndarray:
+        """The bytes of the rows that `keep` names, uint8[n, 4096]."""
+        is_literal = source[keep] == LITERAL
+        pages = np.empty((len(is_literal), PAGE_SIZE), dtype=np.uint8)
+        pages[is_literal] = literal
+        known = ~is_literal
+        pages[known] = self.content.pages(source[keep][known], index[keep][known], version[keep][known])
+        return pages
+
+    def _keep_raw(self, dpa: np.ndarray, pages: np.ndarray) -> None:
+        for at, page in zip(dpa.tolist(), pages, strict=True):
+            raw = page.tobytes()
+            self._kept[at] = (zlib.crc32(raw), [], raw)
+
+    def _compress(
+        self,
+        dpa: np.ndarray,
+        source: np.ndarray,
+        index: np.ndarray,
+        version: np.ndarray,
+        literal: np.ndarray,
+        keep: np.ndarray,
+    ) -> None:
+        """Give each page its granules, and fill those of the pages whose bytes are kept."""
+        assert self.engine is not None and self._granules is not None
+        stored = np.zeros(len(dpa), dtype=np.int64)
+        granules = np.zeros(len(dpa), dtype=np.int64)
+        known = ~keep
+        if known.any():
+            measured = self.engine.measure(self.content, source[known], index[known], version[known])
+            stored[known], granules[known] = measured
+        blocks: dict[int, list[bytes]] = {}
+        if keep.any():
+            pages = self._bytes_of(keep, source, index, version, literal)
+            for row, page in zip(np.flatnonzero(keep).tolist(), pages, strict=True):
+                blocks[row] = self.engine.compress(page)
+                lengths = [len(block) for block in blocks[row]]
+                stored[row], granules[row] = sum(lengths), self.engine.granules_of(lengths)
+                alone = b"" if lengths else page[:8].tobytes()
+                self._kept[int(dpa[row])] = (zlib.crc32(page.tobytes()), lengths, alone)
+        first = self._granules.take(granules)
+        for row, parts in blocks.items():
+            self._write(int(first[row]), parts)
+        self._first[dpa], self._stored[dpa] = first, stored
+        self._count_compressed(stored, 1)
+        self.engine.count(stored, granules)
+
+    def _write(self, first: int, blocks: list[bytes]) -> None:
+        """Blocks into the granules of a chain, each from the start of a granule."""
+        assert self.engine is not None and self._granules is not None
+        chain = self._granules.chain(first, self.engine.granules_max)
+        at = 0
         for block in blocks:
-            for at in range(0, len(block), size):
-                part = np.frombuffer(block[at : at + size], dtype=np.uint8)
-                self.memory[next(chain), : len(part)] = part
+            nr = self.engine.granules_of([len(block)])
+            self._granules.write(chain[at : at + nr], block)
+            at += nr
 
-    def free(self, dpa: int) -> None:
-        """Forget a page, and zero what was behind it. A page that holds nothing is an error of the host."""
-        if not 0 <= dpa < self.capacity_pages or not self.held[dpa]:
-            raise ProtocolError(f"page {dpa} is freed, but nothing is stored there")
-        if self.granules is not None:
-            first = int(self.first[dpa])
-            if first == NIL:
-                self.same_filled_pages -= 1
-            else:
-                if dpa in self.literal:
-                    self.memory[self.granules.chain(first)] = 0
-                self.granules.give(first)
-            self.stored_bytes -= int(self.stored[dpa])
-            self.first[dpa], self.stored[dpa] = NIL, 0
-        self.literal.pop(dpa, None)
-        self.held[dpa] = self.source[dpa] = self.index[dpa] = self.version[dpa] = 0
-        self.stored_pages -= 1
+    def _count_compressed(self, stored: np.ndarray, sign: int) -> None:
+        self.same_filled_pages += sign * int((stored == 0).sum())
+        self.incompressible_pages += sign * int((stored == PAGE_SIZE).sum())
+        self.stored_bytes += sign * int(stored.sum(dtype=np.int64))
+
+    def free(self, dpa: np.ndarray) -> None:
+        """Forget pages, and zero what was behind them. Raises ProtocolError for one that holds nothing."""
+        if not self.holds(dpa).all() or len(np.unique(dpa)) != len(dpa):
+            raise ProtocolError("a page is freed in which nothing is stored")
+        for at in dpa[self._state[dpa] == _KEPT].tolist():
+            del self._kept[at]
+            if self._granules is not None:
+                self._granules.zero(self._chain(at))
+        if self._granules is not None:
+            self._granules.give(self._first[dpa])
+            self._count_compressed(self._stored[dpa], -1)
+            self._first[dpa], self._stored[dpa] = NIL, 0
+        self._state[dpa] = _EMPTY
+        for name in _COLUMNS:
+            getattr(self, name)[dpa] = 0
+        self.stored_pages -= len(dpa)
+
+    def clear(self, start: int, nr_pages: int) -> int:
+        """Free whatever pages [start, start + nr_pages) hold; returns how many held something."""
+        held = np.flatnonzero(self._state[start : start + nr_pages]) + start
+        self.free(held)
+        return len(held)
 
     # -- reading it
-    # -----------------------------------------------------------------------------------------------
 
-    def load_literal(self, dpa: int) -> np.ndarray:
-        """The bytes of a literal page. Raises InvariantError when they are not those that were stored."""
-        crc, lengths, kept = self.literal[dpa]
-        if self.engine is None:
-            raw = kept
-        elif not lengths:
-            raw = kept * (PAGE_SIZE // len(kept))
-        else:
-            raw = self.engine.restore(self._read(dpa, lengths))
-        page = np.frombuffer(raw, dtype=np.uint8)
-        if zlib.crc32(page.data) != crc:
-            raise InvariantError(f"page {dpa} does not read back as it was stored")
-        return page
-
-    def _read(self, dpa: int, lengths: list[int]) -> list[bytes]:
-        assert self.granules is not None and self.engine is not None
-        size = self.engine.granule_size
-        chain = self.granules.chain(int(self.first[dpa]))
-        blocks, at = [], 0
-        for length in lengths:
-            nr = -(-length // size)
-            blocks.append(self.memory[chain[at : at + nr]].tobytes()[:length])
-            at += nr
-        return blocks
+    def load(self, dpa: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(source, index, version, literal) of pages, as they were stored. Raises ProtocolError for one that holds
+        nothing, InvariantError for bytes that are not those that were stored.
+        """
+        if not self.holds(dpa).all():
+            raise ProtocolError("a page is loaded in which nothing is stored")
+        source = self._source[dpa]
+        literal = np.zeros((int((source == LITERAL).sum()), PAGE_SIZE), dtype=np.uint8)
+        filled = 0
+        for at in dpa[self._state[dpa] == _KEPT].tolist():
+            page = self._read(at)
+            if int(self._source[at]) == LITERAL:
+                literal[filled] = page
+                filled += 1
+        return source, self._index[dpa], self._version[dpa], literal
 
     def page_bytes(self, dpa: int) -> np.ndarray:
-        """The 4096 bytes of any stored page."""
-        if int(self.source[dpa]) == LITERAL:
-            return self.load_literal(dpa)
-        return self.content.page(int(self.source[dpa]), int(self.index[dpa]), int(self.version[dpa]))
+        """The 4096 bytes of one stored page, uint8."""
+        one = np.array([dpa])
+        source, index, version, _ = self.load(one)
+        if int(self._state[dpa]) == _KEPT:
+            return self._read(dpa)
+        return self.content.pages(source, index, version)[0]
+
+    def _read(self, dpa: int) -> np.ndarray:
+        """The bytes of a kept page, checked."""
+        crc, lengths, alone = self._kept[dpa]
+        raw = alone * (PAGE_SIZE // len(alone)) if alone else self._restore(dpa, lengths)
+        if len(raw) != PAGE_SIZE or zlib.crc32(raw) != crc:
+            raise InvariantError(f"page {dpa} does not read back as it was stored")
+        return np.frombuffer(raw, dtype=np.uint8)
+
+    def _restore(self, dpa: int, lengths: list[int]) -> bytes:
+        assert self._granules is not None and self.engine is not None
+        chain = self._chain(dpa)
+        blocks, at = [], 0
+        for length in lengths:
+            nr = self.engine.granules_of([length])
+            blocks.append(self._granules.read(chain[at : at + nr], length))
+            at += nr
+        return self.engine.restore(blocks)
+
+    def _chain(self, dpa: int) -> np.ndarray:
+        assert self._granules is not None and self.engine is not None
+        return self._granules.chain(int(self._first[dpa]), self.engine.granules_max)
 
     # -- state
-    # ----------------------------------------------------------------------------------------------------
 
     def validate(self) -> None:
-        """Raise InvariantError unless the counts equal a recount and every granule has one owner."""
-        held = np.flatnonzero(self.held)
-        if len(held) != self.stored_pages or int(self.stored.sum()) != self.stored_bytes:
-            raise InvariantError("stored pages or bytes are miscounted")
-        if set(self.literal) != set(held[self.source[held] == LITERAL].tolist()):
-            raise InvariantError("a literal page has lost its bytes")
-        if self.granules is not None:
-            chains = self.first[held]
-            if int((chains == NIL).sum()) != self.same_filled_pages:
-                raise InvariantError("same-filled pages are miscounted")
-            self.granules.validate(chains[chains != NIL])
-
-    _ARRAYS = ("held", "source", "index", "version", "first", "stored")
-    _COUNTS = ("stored_pages", "same_filled_pages", "stored_bytes")
+        """Raise InvariantError unless the counts equal a recount, every granule has one owner and all kept
+        bytes read back.
+        """
+        held = np.flatnonzero(self._state)
+        kept = held[self._state[held] == _KEPT].tolist()
+        if len(held) != self.stored_pages or sorted(self._kept) != kept:
+            raise InvariantError(
+                f"{self.stored_pages} pages counted, {len(held)} held, {len(kept)} with bytes"
+            )
+        for at in kept:
+            self._read(at)
+        if self._granules is None:
+            return
+        stored = self._stored[held].astype(np.int64)
+        recount = (int((stored == 0).sum()), int((stored == PAGE_SIZE).sum()), int(stored.sum()))
+        counted = (self.same_filled_pages, self.incompressible_pages, self.stored_bytes)
+        if recount != counted:
+            raise InvariantError(f"same-filled, raw pages and bytes: counted {counted}, but {recount}")
+        if ((self._first[held] == NIL) != (stored == 0)).any():
+            raise InvariantError("a page has granules but no bytes, or bytes but no granules")
+        self._granules.validate(self._first[held])
 
     def snapshot(self) -> dict[str, Any]:
-        """The whole state; of the physical memory only what literal pages use."""
-        state: dict[str, Any] = {name: getattr(self, name).copy() for name in self._ARRAYS}
-        state |= {name: getattr(self, name) for name in self._COUNTS}
-        state["literal"] = [[dpa, *self.literal[dpa]] for dpa in sorted(self.literal)]
-        if self.granules is not None:
-            state["granules"] = self.granules.snapshot()
-            state["memory"] = self.memory[self._literal_granules()]
+        """The whole state; arrays hold rows of the stored pages only."""
+        held = np.flatnonzero(self._state).astype(np.int32)
+        state: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
+        state["dpa"] = held
+        state["columns"] = [self._state[held], *(getattr(self, name)[held] for name in _COLUMNS)]
+        state["kept"] = [[dpa, *self._kept[dpa]] for dpa in sorted(self._kept)]
+        if self._granules is not None and self.engine is not None:
+            state["compressed"] = [self._first[held], self._stored[held]]
+            state["granules"] = self._granules.snapshot()
+            state["memory"] = self._granules.rows(self._kept_granules())
+            state["counts"] = dict(self.engine.counts)
         return state
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Inverse of `snapshot`."""
-        for name in self._ARRAYS:
-            getattr(self, name)[:] = snapshot[name]
-        for name in self._COUNTS:
+        held = snapshot["dpa"]
+        for name, column in zip(("_state", *_COLUMNS), snapshot["columns"], strict=True):
+            self._refill(name, held, column)
+        for name in _COUNTS:
             setattr(self, name, snapshot[name])
-        self.literal = {dpa: [crc, list(lengths), kept] for dpa, crc, lengths, kept in snapshot["literal"]}
-        if self.granules is not None:
-            self.granules.restore(snapshot["granules"])
-            self.memory[:] = 0
-            self.memory[self._literal_granules()] = snapshot["memory"]
+        self._kept = {dpa: (crc, list(lengths), alone) for dpa, crc, lengths, alone in snapshot["kept"]}
+        if self._granules is not None and self.engine is not None:
+            for name, column in zip(("_first", "_stored"), snapshot["compressed"], strict=True):
+                self._refill(name, held, column)
+            self._granules.restore(snapshot["granules"])
+            self._granules.refill(self._kept_granules(), snapshot["memory"])
+            self.engine.counts = dict(snapshot["counts"])
 
-    def _literal_granules(self) -> list[int]:
-        assert self.granules is not None
-        chains = [self.granules.chain(int(self.first[dpa])) for dpa in sorted(self.literal)]
-        return [granule for chain in chains for granule in chain]
+    def _refill(self, name: str, held: np.ndarray, column: np.ndarray) -> None:
+        array = np.zeros_like(getattr(self, name))
+        array[held] = column
+        setattr(self, name, array)
+
+    def _kept_granules(self) -> np.ndarray:
+        """All granules that hold bytes, by page and in the order of each chain."""
+        chains = [self._chain(dpa) for dpa in sorted(self._kept)]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *chains])

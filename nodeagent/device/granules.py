@@ -1,7 +1,8 @@
-"""Physical memory of a compressed device, in granules.
+"""Physical memory of a compressed device, handed out in granules.
 
-A page's granules need not be contiguous: they form a chain, as in a device with an indirection table, so that
-memory does not fragment. Free granules form a chain as well; the one freed last is taken first.
+A page's granules need not lie side by side: they form a chain, as in a device with an indirection table, so
+that memory does not fragment and the free count alone says what still fits. Left out: the memory that the
+links themselves take on a real device.
 """
 
 from __future__ import annotations
@@ -10,61 +11,111 @@ from typing import Any
 
 import numpy as np
 
-from privmem.nodeagent.device._granule_kernel import NIL, give, take
+from privmem.nodeagent.device import _granule_kernel as kernel
+from privmem.nodeagent.device._granule_kernel import NIL
 from privmem.scheduler.errors import InvariantError
 
 
 class Granules:
-    """`nr_granules` granules; `next_` int32 links each to the next of its chain, NIL at the end."""
+    """`nr_granules` granules of `granule_bytes`, numbered from 1; what is in them is kept here too.
 
-    def __init__(self, nr_granules: int) -> None:
+    next_   int32 or int64 [nr_granules + 1], link of each granule, NIL at a chain's end; grows by need
+    memory  uint8 [rows, granule_bytes], row g holds granule g; grows by need, rows never written are zeros
+    """
+
+    def __init__(self, nr_granules: int, granule_bytes: int) -> None:
         self.nr_granules = nr_granules
-        self.next_ = np.arange(1, nr_granules + 1, dtype=np.int32)
-        self.next_[-1] = NIL
-        self.state = np.array([0, nr_granules], dtype=np.int64)
+        self.granule_bytes = granule_bytes
+        self._state = np.array([NIL, nr_granules, 0], dtype=np.int64)
+        self._next = np.zeros(nr_granules + 1, dtype=np.int32 if nr_granules < 1 << 31 else np.int64)
+        self._memory = np.zeros((0, granule_bytes), dtype=np.uint8)
 
     @property
     def free(self) -> int:
         """Free granules."""
-        return int(self.state[1])
+        return int(self._state[1])
 
-    def take(self, nr: int) -> int:
-        """A chain of `nr` granules: its first. Raises InvariantError when there are fewer: callers lease
-        before.
+    @property
+    def used_bytes(self) -> int:
+        """Physical memory in use."""
+        return (self.nr_granules - self.free) * self.granule_bytes
+
+    def take(self, nrs: np.ndarray) -> np.ndarray:
+        """A chain of nrs[i] granules each: its first one, int64, NIL for 0. Raises InvariantError when there are
+        too few: callers hold a credit before they store.
         """
-        if not 0 < nr <= self.free:
-            raise InvariantError(f"{nr} granules asked for, {self.free} free")
-        return int(take(self.state, self.next_, nr))
+        wanted = int(nrs.sum())
+        if wanted > self.free or (len(nrs) and nrs.min() < 0):
+            raise InvariantError(f"{wanted} granules asked for, {self.free} free")
+        firsts = np.empty(len(nrs), dtype=np.int64)
+        kernel.take(self._state, self._next, nrs, firsts)
+        return firsts
 
-    def give(self, first: int) -> int:
-        """Free the chain that starts at `first`; how many granules it had."""
-        return int(give(self.state, self.next_, first))
+    def give(self, firsts: np.ndarray) -> int:
+        """Free the chains that start at `firsts` (NIL is none); returns how many granules they had."""
+        return int(kernel.give(self._state, self._next, firsts))
 
-    def chain(self, first: int) -> list[int]:
-        """All granules of a chain."""
-        found = []
-        while first != NIL:
-            found.append(first)
-            first = int(self.next_[first])
-        return found
+    def chain(self, first: int, nr_max: int) -> np.ndarray:
+        """The granules of a chain in order, int64; more than `nr_max` is an InvariantError."""
+        out = np.empty(nr_max, dtype=np.int64)
+        nr = int(kernel.walk(self._next, first, out))
+        if nr < 0:
+            raise InvariantError(f"the chain at granule {first} has more than {nr_max} granules")
+        return out[:nr]
 
-    def validate(self, chains: np.ndarray) -> None:
-        """Raise InvariantError unless free chain and the chains that start at `chains` hold every granule
-        once.
-        """
-        seen = np.zeros(self.nr_granules, dtype=np.int64)
-        free = self.chain(int(self.state[0]))
-        np.add.at(seen, free, 1)
-        for first in chains.tolist():
-            np.add.at(seen, self.chain(first), 1)
-        if len(free) != self.free or not (seen == 1).all():
-            raise InvariantError("a granule is lost or used twice")
+    def write(self, granules: np.ndarray, block: bytes) -> None:
+        """A block from the start of the first of these granules on; what is left of the last one is zeroed."""
+        self._reach(int(granules.max()))
+        rows = np.zeros((len(granules), self.granule_bytes), dtype=np.uint8)
+        rows.reshape(-1)[: len(block)] = np.frombuffer(block, dtype=np.uint8)
+        self._memory[granules] = rows
+
+    def read(self, granules: np.ndarray, length: int) -> bytes:
+        """`length` bytes from the start of the first of these granules on."""
+        return self._memory[granules].tobytes()[:length]
+
+    def zero(self, granules: np.ndarray) -> None:
+        """Wipe granules that were written to."""
+        self._memory[granules] = 0
+
+    def rows(self, granules: np.ndarray) -> np.ndarray:
+        """What granules that were written to hold, uint8[n, granule_bytes]."""
+        return self._memory[granules]
+
+    def _reach(self, granule: int) -> None:
+        have = len(self._memory)
+        if granule >= have:
+            want = min(max(granule + 1, 2 * have), self.nr_granules + 1)
+            memory = np.zeros((want, self.granule_bytes), dtype=np.uint8)
+            memory[:have] = self._memory
+            self._memory = memory
+
+    def validate(self, firsts: np.ndarray) -> None:
+        """Raise InvariantError unless the free chain and the chains at `firsts` hold every used granule once."""
+        head, free, used = self._state.tolist()
+        uses = np.zeros(used + 1, dtype=np.uint8)
+        for first in firsts.tolist():
+            if not kernel.count_uses(self._next, first, used, uses):
+                raise InvariantError(f"a granule of the chain at {first} is used twice or does not exist")
+        held = int(uses.sum())
+        if not kernel.count_uses(self._next, head, used, uses):
+            raise InvariantError("a free granule is in use, or free twice")
+        if int(uses.sum()) != used or held + free != self.nr_granules:
+            raise InvariantError(f"{held} granules held, {free} counted free, of {self.nr_granules}")
 
     def snapshot(self) -> dict[str, Any]:
-        """The whole state."""
-        return {"next": self.next_.copy(), "state": self.state.copy()}
+        """Who has which granule; what is in them is the owner's to keep."""
+        return {"state": self._state.copy(), "next": self._next[: int(self._state[2]) + 1].copy()}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Inverse of `snapshot`."""
-        self.next_[:] = snapshot["next"]
-        self.state[:] = snapshot["state"]
+        """Inverse of `snapshot`; all memory is zeros afterwards."""
+        self._state[:] = snapshot["state"]
+        self._next = np.zeros_like(self._next)
+        self._next[: len(snapshot["next"])] = snapshot["next"]
+        self._memory = np.zeros((0, self.granule_bytes), dtype=np.uint8)
+
+    def refill(self, granules: np.ndarray, rows: np.ndarray) -> None:
+        """Put back what `rows` gave."""
+        if len(granules):
+            self._reach(int(granules.max()))
+            self._memory[granules] = rows
