@@ -35,10 +35,13 @@ def zone(nr: int, nr_orders: int = 4, start: int = 0) -> Buddy:
 
 
 def scenario() -> str:
-    """Some of everything, in a frame table that two zones share; the digest of all that came out."""
+    """Some of everything, in a frame table that two zones share; the digest of all that came out.
+
+    The table ends with the second zone, in the middle of a large block: plain Python sees a read behind it.
+    """
     out: list[Any] = []
-    links = [np.full(4096, -1, dtype=np.int32) for _ in range(2)]
-    orders = np.full(4096, -1, dtype=np.int8)
+    links = [np.full(4000, -1, dtype=np.int32) for _ in range(2)]
+    orders = np.full(4000, -1, dtype=np.int8)
     zones = [Buddy(0, 1500, *links, orders), Buddy(2048, 4000, *links, orders)]
     draw = 12345
     for buddy in zones:
@@ -196,6 +199,15 @@ def test_a_bad_frame_in_a_batch_leaves_those_before_it_free():
     buddy.validate()
     assert lists_of(buddy) == [[9, 3, 1], [], [], []]
     assert buddy.free_pages == 3
+
+
+def test_a_run_that_leaves_the_zone_is_refused_where_it_does():
+    buddy = zone(21)
+    buddy.alloc_bulk(21)
+    with pytest.raises(InvariantError, match=r"frame 21 is not of \[0, 21\)"):
+        buddy.free_bulk(np.arange(16, 24))
+    buddy.validate()
+    assert lists_of(buddy) == [[20], [], [16], []]
 
 
 def test_a_run_with_a_free_frame_inside_is_refused():
