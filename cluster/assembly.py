@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from privmem.cluster.config import config_to_plain
-from privmem.cluster.config.distances import distance_matrix
 from privmem.cluster.config.models import (
     CompressedRam,
     Config,
@@ -26,7 +25,9 @@ from privmem.cluster.config.models import (
     ReplayWorkload,
     ScanWorkload,
     ZipfWorkload,
+    seen_bytes,
 )
+from privmem.cluster.config.topology import device_name, host_topology
 from privmem.cluster.plan import DEVICE, HOST, SCHEDULER, ParticipantPlan, Plan
 from privmem.cluster.seeds import derive_seed
 from privmem.cluster.traces import open_trace
@@ -39,13 +40,10 @@ from privmem.scheduler.abi import (
     MPOL_F_RELATIVE_NODES,
     MPOL_F_STATIC_NODES,
     PAGE_SIZE,
-    Feature,
     Mpol,
 )
 from privmem.scheduler.participant import Participant
 from privmem.scheduler.placement import Scheduler
-from privmem.scheduler.tiers import ADISTANCE_BY_CLASS
-from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL
 
 SCHEDULER_NAME = "scheduler"
 #: Device classes whose device keeps the content of pages, rather than the host that stores to it in place.
@@ -86,21 +84,6 @@ def device_address(name: str) -> str:
     return f"device/{name}"
 
 
-def zone_of(node: NodeConfig) -> str:
-    """Memory of nodes without CPUs comes by hotplug and is onlined movable, as dax/kmem does."""
-    return ZONE_NORMAL if node.cpus else ZONE_MOVABLE
-
-
-def features_of(node: NodeConfig) -> Feature:
-    """A private node has what it opted in to, a public one everything."""
-    if not node.private:
-        return Feature.ALL
-    mask = Feature.NONE
-    for name in node.features:
-        mask |= Feature[name.upper()]
-    return mask
-
-
 class _Assembly:
     """The tables that grow while a configuration is walked."""
 
@@ -120,7 +103,7 @@ class _Assembly:
         for host in self.config.hosts:
             for name in host.names:
                 for node in host.nodes:
-                    device = node.device or f"{name}.n{node.id}"
+                    device = device_name(node, name)
                     if node.memory is not None:
                         self.devices[device] = node.memory
                     self.backs.setdefault(device, []).append((host_address(name), node))
@@ -166,7 +149,7 @@ class _Assembly:
             "slice_ns": self.config.engine.slice_ns,
             "sample_every": self.config.results.sample_every,
             "design": self.config.design,
-            "topology": self._topology(host, name),
+            "topology": host_topology(self.config, host, name).to_spec(),
             "nodes": [self._node(node, name) for node in host.nodes],
             "sysctl": _sysctl(host),
             "programs": programs,
@@ -174,37 +157,16 @@ class _Assembly:
         }
         return ParticipantPlan(host_address(name), HOST, spec, tuple(sorted(set(needed))))
 
-    def _topology(self, host: HostConfig, name: str) -> dict[str, Any]:
-        order = sorted(range(len(host.nodes)), key=lambda n: host.nodes[n].id)
-        matrix = distance_matrix(host)
-        nodes = []
-        for at in order:
-            node = host.nodes[at]
-            device = self.devices[node.device or f"{name}.n{node.id}"]
-            nodes.append(
-                {
-                    "nid": node.id,
-                    "cpus": list(node.cpus),
-                    "private": node.private,
-                    "features": int(features_of(node)),
-                    "zone": zone_of(node),
-                    "adistance": ADISTANCE_BY_CLASS[device.device_class],
-                    "device": node.device or f"{name}.n{node.id}",
-                    "span_pages": _perceived_pages(device),
-                }
-            )
-        return {"nodes": nodes, "distances": [[matrix[a][b] for b in order] for a in order]}
-
     def _node(self, node: NodeConfig, name: str) -> dict[str, Any]:
-        device_name = node.device or f"{name}.n{node.id}"
-        device = self.devices[device_name]
+        behind = device_name(node, name)
+        device = self.devices[behind]
         timing = _timing(device)
-        spec = self._device_spec(device_name)
+        spec = self._device_spec(behind)
         return {
             "nid": node.id,
-            "device": device_address(device_name),
-            "span_pages": _perceived_pages(device),
-            "boot_pages": 0 if device.pooled else _perceived_pages(device),
+            "device": device_address(behind),
+            "span_pages": seen_bytes(device) // PAGE_SIZE,
+            "boot_pages": 0 if device.pooled else seen_bytes(device) // PAGE_SIZE,
             "read_ns": timing["read_ns"] + timing["decompress_ns"],
             "write_ns": timing["write_ns"] + timing["decompress_ns"],
             "stores": spec["stores"],
@@ -283,7 +245,7 @@ class _Assembly:
     def _device_spec(self, name: str) -> dict[str, Any]:
         device = self.devices[name]
         users = self.backs[name]
-        pages = _perceived_pages(device)
+        pages = seen_bytes(device) // PAGE_SIZE
         compression = None
         if isinstance(device, CompressedRam):
             compression = {
@@ -313,7 +275,7 @@ class _Assembly:
         pooled = {name: device for name, device in self.devices.items() if device.pooled and self.backs[name]}
         devices = {
             name: {
-                "capacity_pages": _perceived_pages(device),
+                "capacity_pages": seen_bytes(device) // PAGE_SIZE,
                 "extent_pages": device.extent_bytes // PAGE_SIZE,
                 "pooled": True,
                 "quota_pages": {host_address(h): b // PAGE_SIZE for h, b in device.quotas_bytes.items()},
@@ -324,12 +286,6 @@ class _Assembly:
         hosts = [host_address(name) for host in self.config.hosts for name in host.names]
         spec = {"name": SCHEDULER_NAME, "hosts": hosts, "devices": devices}
         return ParticipantPlan(SCHEDULER_NAME, SCHEDULER, spec)
-
-
-def _perceived_pages(device: DeviceConfig) -> int:
-    """The address range that hosts see, in pages."""
-    seen = device.perceived_bytes if isinstance(device, CompressedRam) else device.capacity_bytes
-    return seen // PAGE_SIZE
 
 
 def _timing(device: DeviceConfig) -> dict[str, Any]:

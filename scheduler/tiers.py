@@ -71,9 +71,12 @@ def members(topology: HostTopology) -> int:
     return topology.with_feature(Feature.DEMOTION)
 
 
-def build_tiers(topology: HostTopology, nodes: int | None = None, demotion: bool = True) -> TierTable:
+def build_tiers(
+    topology: HostTopology, nodes: int | None = None, demotion: bool = True, terminal: int = 0
+) -> TierTable:
     """Tier table over `nodes` (default: `members`). Without `demotion` (`demotion_enabled` off) nobody has
-    a target.
+    a target, nor has a `terminal` node: pages of compressed RAM leave by a write or by being freed, never by
+    demotion (CRAM, F1 and F3).
     """
     nodes = members(topology) if nodes is None else nodes & topology.memory
     by_number: dict[int, int] = {}
@@ -88,8 +91,9 @@ def build_tiers(topology: HostTopology, nodes: int | None = None, demotion: bool
         lower &= ~mask
         following = tiers[position + 1][1] if position + 1 < len(tiers) else 0
         for nid in nodemask.nodes(mask):
-            targets[nid] = _nearest(topology, nid, following) if demotion else ()
-            allowed[nid] = lower if demotion else 0
+            demotes = demotion and not nodemask.has(terminal, nid)
+            targets[nid] = _nearest(topology, nid, following) if demotes else ()
+            allowed[nid] = lower if demotes else 0
     return TierTable(tiers, targets, allowed, _toptier(topology, tiers))
 
 

@@ -17,14 +17,12 @@ from privmem.cluster.config.models import (
     DeviceConfig,
     HostConfig,
     NodeConfig,
-    device_of,
     seen_bytes,
 )
+from privmem.cluster.config.topology import backing_device, host_topology, terminal_nodes
 from privmem.cluster.config.units import format_size
 from privmem.scheduler import nodemask
-from privmem.scheduler.abi import PAGE_SIZE, Feature
-from privmem.scheduler.tiers import ADISTANCE_BY_CLASS, CHUNK, build_tiers
-from privmem.scheduler.topology import HostTopology, NodeTopology
+from privmem.scheduler.tiers import CHUNK, build_tiers
 
 _MB = 1 << 20  # numactl prints MB and means MiB
 
@@ -67,7 +65,7 @@ def _host(config: Config, host: HostConfig) -> Iterator[str]:
     yield "node " + "".join(f"{node.id:>4}" for node in nodes)
     for node, row in zip(nodes, distances, strict=True):
         yield f"{node.id:>3}: " + "".join(f"{distance:>4}" for distance in row)
-    yield from _tiers(config, host, nodes, distances)
+    yield from _tiers(config, host)
     private = [node for node in nodes if node.private]
     if private:
         yield "private nodes:"
@@ -78,11 +76,10 @@ def _host(config: Config, host: HostConfig) -> Iterator[str]:
         )
 
 
-def _tiers(
-    config: Config, host: HostConfig, nodes: list[NodeConfig], distances: tuple[tuple[int, ...], ...]
-) -> Iterator[str]:
-    topology = HostTopology(tuple(_topology_of(config, node) for node in nodes), distances)
-    table = build_tiers(topology, demotion=host.sysctl.demotion_enabled)
+def _tiers(config: Config, host: HostConfig) -> Iterator[str]:
+    topology = host_topology(config, host, host.names[0])
+    terminal = terminal_nodes(config, host)
+    table = build_tiers(topology, demotion=host.sysctl.demotion_enabled, terminal=terminal)
     yield "memory tiers:"
     for number, mask in table.tiers:
         listed = ", ".join(
@@ -95,29 +92,8 @@ def _tiers(
             yield f"  node {nid} -> {', '.join(str(target) for target in targets)}"
 
 
-def _topology_of(config: Config, node: NodeConfig) -> NodeTopology:
-    device = _device(config, node)
-    features = Feature.NONE if node.private else Feature.ALL
-    for feature in node.features:
-        features |= Feature[feature.upper()]
-    return NodeTopology(
-        nid=node.id,
-        cpus=tuple(sorted(node.cpus)),
-        private=node.private,
-        features=features,
-        adistance=ADISTANCE_BY_CLASS[device.device_class],
-        span_pages=seen_bytes(device) // PAGE_SIZE,
-    )
-
-
-def _device(config: Config, node: NodeConfig) -> DeviceConfig:
-    device = device_of(config, node)
-    assert device is not None, "the configuration has passed the checks"
-    return device
-
-
 def _size(config: Config, node: NodeConfig) -> str:
-    device = _device(config, node)
+    device = backing_device(config, node)
     if device.pooled:
         return f"0 MB (grows by extents, to {seen_bytes(device) // _MB} MB at most)"
     return f"{seen_bytes(device) // _MB} MB"
@@ -128,7 +104,7 @@ def _fence(node: NodeConfig) -> str:
 
 
 def _backing(config: Config, node: NodeConfig) -> str:
-    device = _device(config, node)
+    device = backing_device(config, node)
     text = f"backed by {device.device_class}"
     if node.device is not None:
         text += f" device {node.device}" + (", pooled" if device.pooled else "")

@@ -34,14 +34,12 @@ class Resolver:
     def install_tiers(self, memory: Memory) -> TierTable:
         """Work out who demotes where: the nearest nodes of the next tier, then the rest of the lower tiers by
         distance.
-
-        Compressed RAM is terminal: its pages leave by a write or by being freed, never by demotion.
         """
         topology = self.topology
-        table = build_tiers(topology, demotion=memory.demotion_enabled)
-        for nid, node in memory.nodes.items():
-            source = topology.node(nid)
-            if node.spec.compressed or not self.design.allows(Service.DEMOTION_SOURCE, source):
+        terminal = nodemask.of(nid for nid, node in memory.nodes.items() if node.spec.compressed)
+        table = build_tiers(topology, demotion=memory.demotion_enabled, terminal=terminal)
+        for nid in memory.nodes:
+            if not self.design.allows(Service.DEMOTION_SOURCE, topology.node(nid)):
                 continue
             preferred = table.targets.get(nid, ())
             others = [n for n in nodemask.nodes(table.allowed.get(nid, 0)) if n not in preferred]
