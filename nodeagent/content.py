@@ -72,6 +72,12 @@ class ContentTable:
                 keys[at] = np.uint64(number << 48) | self._of(number).keys(index[at], version[at])
         return keys
 
+    def check(self, source: np.ndarray) -> None:
+        """Raise for a source that is not in the table."""
+        for number in _numbers(source):
+            if number != ZERO:
+                self._of(number)
+
     def _of(self, number: int) -> _Image | _Generator:
         if not 0 < number <= len(self._sources):
             raise ProtocolError(f"there is no content source {number}")

@@ -109,6 +109,7 @@ class PageStore:
             raise ProtocolError("the columns of stored pages have different lengths")
         if literal.shape != (int(is_literal.sum()), PAGE_SIZE) or literal.dtype != np.uint8:
             raise ProtocolError(f"{is_literal.sum()} literal pages came with bytes of shape {literal.shape}")
+        self.content.check(source[~is_literal])
         if len(np.unique(dpa)) != len(dpa):
             self._store_one_by_one(dpa, source, index, version, literal)
             return

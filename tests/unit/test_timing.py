@@ -1,0 +1,95 @@
+"""Latencies: the stated figures, and a curve that never falls, in integers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privmem.nodeagent.device.codecs import CODECS
+from privmem.nodeagent.device.timing import (
+    CLASS_TIMING,
+    DECOMPRESS_NS,
+    LOADED_LATENCY,
+    access_latencies_ns,
+    class_timing,
+    inflation_permille,
+    loaded_latency_ns,
+)
+
+EPOCH_NS = 5_000_000
+
+
+def test_nomad_table_1_platform_d() -> None:
+    """391 and 712 cycles at 3.7 GHz; 270 and 83 GB/s."""
+    assert (CLASS_TIMING["dram"]["latency_ns"], CLASS_TIMING["cxl"]["latency_ns"]) == (
+        391 * 10 // 37 + 1,
+        712 * 10 // 37,
+    )
+    assert [CLASS_TIMING[name]["bandwidth"] for name in ("dram", "cxl")] == [270 * 10**9, 83 * 10**9]
+
+
+def test_classes_are_ordered_by_latency() -> None:
+    idle = [
+        access_latencies_ns(class_timing(*which), (0, 0), 1)[0]
+        for which in (("dram",), ("cxl",), ("compressed-ram", "lz4"), ("compressed-ram", "zstd"))
+    ]
+    assert idle == [106, 192, 1192, 2192]
+    assert class_timing("slow-distributed")["read_ns"] == 3000
+
+
+def test_every_codec_has_a_decompression_time() -> None:
+    assert sorted(DECOMPRESS_NS) == sorted(CODECS)
+
+
+def test_the_curve_at_and_between_its_points() -> None:
+    found = [inflation_permille(LOADED_LATENCY, u) for u in (0, 150, 300, 500, 750, 900, 950, 1000, 9999)]
+    assert found == [1000, 1025, 1050, 1200, 1800, 3000, 4000, 5000, 5000]
+
+
+def test_a_curve_of_one_point_is_a_constant() -> None:
+    assert [inflation_permille([[0, 1300]], u) for u in (0, 500, 1000)] == [1300, 1300, 1300]
+
+
+def test_a_curve_that_starts_late_is_flat_before() -> None:
+    assert [inflation_permille([[50, 1000], [100, 2000]], u) for u in (0, 499, 750)] == [1000, 1000, 1500]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0, 3000), (30, 3150), (50, 3600), (100, 15000), (250, 15000)]
+)
+def test_loaded_latency_by_share_of_the_bandwidth(share: int, expected: int) -> None:
+    full = 12_500_000_000 * EPOCH_NS // 10**9
+    assert loaded_latency_ns(3000, full * share // 100, EPOCH_NS, 12_500_000_000, LOADED_LATENCY) == expected
+
+
+def test_reads_and_writes_load_apart_and_decompression_is_not_inflated() -> None:
+    timing = class_timing("compressed-ram", "lz4")
+    full = timing["read_bandwidth"] * EPOCH_NS // 10**9
+    assert access_latencies_ns(timing, (full, 0), EPOCH_NS) == (5 * 192 + 1000, 1192)
+    assert access_latencies_ns(timing, (0, full), EPOCH_NS) == (1192, 5 * 192 + 1000)
+
+
+CURVES = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2000)), min_size=0, max_size=6).map(
+    lambda steps: [
+        [0, 1000],
+        *(
+            [u, 1000 + p]
+            for u, p in zip(
+                itertools.accumulate(step[0] for step in steps),
+                itertools.accumulate(step[1] for step in steps),
+                strict=True,
+            )
+        ),
+    ]
+)
+
+
+@given(CURVES, st.lists(st.integers(0, 10**12), min_size=2, max_size=6), st.integers(1, 10**6))
+def test_more_bytes_never_make_it_faster(curve: list[list[int]], moved: list[int], base_ns: int) -> None:
+    found = [loaded_latency_ns(base_ns, nr, EPOCH_NS, 10**10, curve) for nr in sorted(moved)]
+    assert found == sorted(found)
+    assert base_ns <= found[0] and found[-1] <= base_ns * curve[-1][1] // 1000
+    assert all(type(latency) is int for latency in found)
