@@ -1,103 +1,132 @@
-"""The table that a run prints: per host and node, after numastat, and what moved where."""
+"""The table that a run prints: numastat for each host, then what moved where, then the devices that store.
+
+Rows are named as in numastat and /proc/vmstat. At most 100 columns wide; hosts of many nodes get several
+blocks, and of many hosts the first ones are shown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_PAGES_PER_MIB = 256
-_COLUMNS = (
-    ("node", 4),
-    ("kind", 17),
-    ("MiB", 7),
-    ("used", 7),
-    ("free", 7),
-    ("numa_hit", 9),
-    ("numa_miss", 9),
-    ("foreign", 8),
-    ("il_hit", 7),
-    ("local", 8),
-    ("other", 8),
-    ("access %", 8),
-)
-_MOVES = (
-    ("faults", "pgfault"),
+from privmem.cluster.results.series import short_name
+
+PAGES_PER_MIB = 256
+_HOSTS_MAX = 8
+_NODES_MAX = 5
+_LABEL = 15
+_CELL = 17
+_NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
+
+#: What moved: words for people, and the vmstat counters that are added up.
+MOVES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("page faults", ("pgfault",)),
     ("demoted", ("pgdemote_kswapd", "pgdemote_direct")),
-    ("  of them compressed", "demote_compressed"),
-    ("  of them to a pool", "demote_pooled"),
-    ("promoted: hint faults", "pgpromote_success"),
-    ("promoted: write to compressed", "pgpromote_fence"),
-    ("promoted: by the pool's owner", "pgpromote_owner"),
-    ("extents granted", "extents_granted"),
-    ("extents refused", "extents_refused"),
-    ("extents given back", "extents_released"),
-    ("killed for want of memory", "oom_kill"),
+    ("  to compressed RAM", ("demote_compressed",)),
+    ("  to a pooled device", ("demote_pooled",)),
+    ("promoted by hint faults", ("pgpromote_success",)),
+    ("promoted by writes to compressed RAM", ("pgpromote_fence",)),
+    ("promoted by the node's driver", ("pgpromote_owner",)),
+    ("extents granted", ("extents_granted",)),
+    ("extents refused", ("extents_refused",)),
+    ("extents given back", ("extents_released",)),
+    ("processes killed for want of memory", ("oom_kill",)),
 )
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """All hosts of a run's summary, then the devices that keep content; at most 110 columns wide."""
-    lines: list[str] = []
-    for name, host in summary["hosts"].items():
-        lines += [f"host {name}", _row([title for title, _ in _COLUMNS])]
-        total = sum(node["accesses"] for node in host["nodes"].values()) or 1
-        for nid, node in host["nodes"].items():
-            lines.append(_node_row(str(nid), node, summary["devices"], total))
-        lines.append("")
-    lines += _moves(summary["hosts"]) + [""] + _devices(summary["devices"])
-    return "\n".join(lines).rstrip() + "\n"
+    """The whole text of a run's summary. An interrupted run has no hosts in it, and gets an empty text."""
+    hosts, devices = summary.get("hosts", {}), summary.get("devices", {})
+    shown = dict(list(hosts.items())[:_HOSTS_MAX])
+    blocks = ["\n".join(_host(name, host, devices)) for name, host in shown.items()]
+    if hosts:
+        blocks.append("\n".join(_moves(hosts, shown)))
+    if len(hosts) > len(shown):
+        blocks.append(f"and {len(hosts) - len(shown)} more hosts, in summary.json")
+    stores = [device_line(name, device) for name, device in devices.items() if device.get("pages_stored")]
+    if stores:
+        blocks.append("\n".join(stores))
+    return "\n\n".join(blocks)
 
 
-def _node_row(nid: str, node: Mapping[str, Any], devices: Mapping[str, Any], total: int) -> str:
-    device = devices.get(node["device"].removeprefix("device/"), {})
-    kind = device.get("class", "?") + ("*" if node["private"] else "")
-    present, free = node["present_pages"], node["free_pages"]
-    return _row(
-        [
-            nid,
-            kind,
-            *(f"{pages / _PAGES_PER_MIB:.1f}" for pages in (present, present - free, free)),
-            *(str(node[stat]) for stat in ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit")),
-            *(str(node[stat]) for stat in ("local_node", "other_node")),
-            f"{100 * node['accesses'] / total:.1f}",
-        ]
-    )
+def node_kind(node: Mapping[str, Any], devices: Mapping[str, Any]) -> str:
+    """Device class of a node."""
+    return str(devices.get(short_name(str(node.get("device", ""))), {}).get("class", "?"))
 
 
-def _row(cells: list[str]) -> str:
-    parts = []
-    for cell, (title, width) in zip(cells, _COLUMNS, strict=True):
-        parts.append(cell.ljust(width) if title in ("node", "kind") else cell.rjust(width))
-    return " ".join(parts).rstrip()
+def node_rows(host: Mapping[str, Any], devices: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(label, a cell for each node) of one host, top to bottom; the first row holds the nodes' names."""
+    nodes = host.get("nodes", {})
+    total = sum(node.get("accesses", 0) for node in nodes.values())
+    rows = [
+        ("", [f"node {nid}" for nid in nodes]),
+        ("", [node_kind(node, devices) for node in nodes.values()]),
+        ("", ["private" if node.get("private") else "" for node in nodes.values()]),
+        ("MiB online", [_mib(node.get("present_pages", 0)) for node in nodes.values()]),
+        ("MiB used", [_mib(_used(node)) for node in nodes.values()]),
+        ("MiB free", [_mib(node.get("free_pages", 0)) for node in nodes.values()]),
+    ]
+    rows += [(name, [str(node.get(name, 0)) for node in nodes.values()]) for name in _NUMASTAT]
+    rows.append(("accesses", [_share(node.get("accesses", 0), total) for node in nodes.values()]))
+    return [row for row in rows if any(row[1])]
 
 
-def _moves(hosts: Mapping[str, Any]) -> list[str]:
-    names = list(hosts)
-    shown = names[:6]
-    lines = ["(* private node)", "", "pages".ljust(30) + "".join(name.rjust(12) for name in shown)]
-    for title, events in _MOVES:
-        events = (events,) if isinstance(events, str) else events
-        counts = [sum(hosts[name]["vmstat"][event] for event in events) for name in shown]
-        lines.append(title.ljust(30) + "".join(str(count).rjust(12) for count in counts))
-    if len(names) > len(shown):
-        lines.append(f"... and {len(names) - len(shown)} more hosts, in summary.json")
+def moved(host: Mapping[str, Any], events: Iterable[str]) -> int:
+    """Sum of some of a host's vmstat counters."""
+    return sum(int(host.get("vmstat", {}).get(event, 0)) for event in events)
+
+
+def device_line(name: str, device: Mapping[str, Any]) -> str:
+    """What a device stores, in one line."""
+    used, capacity = device.get("used_bytes", 0) / 2**20, device.get("capacity_bytes", 0) / 2**20
+    text = f"{name} ({device.get('class', '?')}): {device.get('stored_pages', 0)} pages stored"
+    text += f" in {used:.1f} of {capacity:.1f} MiB"
+    if device.get("ratio"):
+        text += f", compression ratio {device['ratio']:.2f}"
+    granted = {short_name(host): pages for host, pages in device.get("granted_by_host", {}).items() if pages}
+    if device.get("pooled"):
+        shares = ", ".join(f"{host} {_mib(pages)}" for host, pages in list(granted.items())[:_HOSTS_MAX])
+        more = ", ..." if len(granted) > _HOSTS_MAX else ""
+        text += f"\n  MiB granted: {shares or 'none'}{more}"
+    return text
+
+
+def _host(name: str, host: Mapping[str, Any], devices: Mapping[str, Any]) -> list[str]:
+    rows = node_rows(host, devices)
+    nr_nodes = len(rows[0][1]) if rows else 0
+    lines = [f"host {name}"]
+    for at in range(0, nr_nodes, _NODES_MAX):
+        lines += [_line(label, cells[at : at + _NODES_MAX]) for label, cells in rows]
     return lines
 
 
-def _devices(devices: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for name, device in devices.items():
-        if not device["stored_pages"] and not device["pages_stored"]:
+def _line(label: str, cells: Sequence[str]) -> str:
+    # A cell that is too wide moves the others of its line: nothing is cut.
+    return (label.ljust(_LABEL) + "".join(f" {cell:>{_CELL - 1}}" for cell in cells)).rstrip()
+
+
+def _moves(hosts: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
+    """What moved, by host and for all hosts."""
+    width = 37
+    cell = min(12, (100 - width) // (len(shown) + 1))
+    names = [*shown, "all hosts"] if len(hosts) > 1 else list(shown)
+    lines = ["pages and extents".ljust(width) + "".join(f"{name[: cell - 1]:>{cell}}" for name in names)]
+    for label, events in MOVES:
+        everywhere = sum(moved(host, events) for host in hosts.values())
+        if not everywhere and label.startswith("processes"):
             continue
-        used, capacity = device["used_bytes"] / 2**20, device["capacity_bytes"] / 2**20
-        line = f"device {name} ({device['class']}): {device['stored_pages']} pages in {used:.1f} of {capacity:.1f} MiB"
-        if "ratio" in device:
-            line += f", ratio {device['ratio']:.2f}, {device['same_filled_pages']} same-filled"
-        if device["pooled"]:
-            held = ", ".join(
-                f"{h.removeprefix('host/')} {p / _PAGES_PER_MIB:.0f} MiB"
-                for h, p in device["granted_by_host"].items()
-            )
-            line += f"; granted: {held or 'nothing'}"
-        lines.append(line)
+        counts = [moved(host, events) for host in shown.values()] + [everywhere]
+        lines.append(label.ljust(width) + "".join(f"{n:>{cell}}" for n in counts[: len(names)]))
     return lines
+
+
+def _used(node: Mapping[str, Any]) -> int:
+    return int(node.get("present_pages", 0)) - int(node.get("free_pages", 0))
+
+
+def _mib(pages: int) -> str:
+    return f"{pages / PAGES_PER_MIB:.2f}"
+
+
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / total:.2f} %" if total else "0"
