@@ -49,9 +49,9 @@ def run(
 ) -> Emulation:
     """Run a configuration (a file, or one that `load_config` gave) and write nothing.
 
-    `overrides` and `seed` are those of the command line, for a file; `runtime` is "inline" or "ray", and `options` go
-    to it (`address`, `pack`). `validate` recounts all state after every epoch. Raises ConfigError and TraceError for
-    what is wrong with the files, InvariantError when privmem is.
+    `overrides` and `seed` are those of the command line, for a file; `runtime` is "inline" or "ray", and
+    `options` go to it (`address`, `pack`). `validate` recounts all state after every epoch. Raises
+    ConfigError and TraceError for what is wrong with the files, InvariantError when privmem is.
     """
     if not isinstance(config, Config):
         config = load_config(config, tuple(overrides), seed)
