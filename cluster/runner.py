@@ -103,6 +103,9 @@ class Runner:
             self.display.waiting("compiling (first run only)")
         runtime.start(self.plan, self.options.build)
         self.interrupts.install()
+        where = runtime.describe()
+        if where:
+            self.display.say(where)
         engine = Engine(self.plan, runtime, validate=self.options.validate, after_round=self._after_round)
         if resumed is not None:
             self._restore(engine, resumed)
@@ -135,7 +138,7 @@ class Runner:
             at_boundary = True
         except KeyboardInterrupt:
             pass
-        except PrivmemError:
+        except Exception:
             self.interrupts.deaf()
             self._keep_what_is_there(folder, engine)
             raise

@@ -67,6 +67,9 @@ class Runtime(Protocol):
     def validate(self) -> None:
         """`Participant.validate` of every participant. Raises InvariantError."""
 
+    def describe(self) -> str:
+        """Where the participants live, for the user; empty when there is nothing to say."""
+
     def stop(self) -> None:
         """End everything that `start` started; may be called at any time, and twice."""
 

@@ -53,6 +53,10 @@ class InlineRuntime:
         for seat in self.seats.values():
             seat.participant.validate()
 
+    def describe(self) -> str:
+        """Nothing: they live here."""
+        return ""
+
     def stop(self) -> None:
         """Let go of the participants."""
         self.seats = {}

@@ -56,8 +56,8 @@ class SeatsActor:
         self.seats: dict[str, Seat] = {}
 
     def installed(self) -> plain.Packed:
-        """What is installed where this actor runs, and on which machine that is."""
-        return _answer(lambda: [str(ray.util.get_node_ip_address()), installed()])  # type: ignore[no-untyped-call]
+        """Address and Ray node of the machine where this actor runs, and what is installed there."""
+        return _answer(lambda: [*_machine(), installed()])
 
     def build(self, packed: plain.Packed, build: str, *arrays: np.ndarray) -> plain.Packed:
         """Build participants; `arrays` are the resources that the packed names list, in that order."""
@@ -119,6 +119,8 @@ class RayRuntime:
         self._connected_here = False
         self._folder = ""
         self._reaper: Reaper | None = None
+        #: Ray nodes that carry participants.
+        self._nodes: set[str] = set()
 
     # -- start and stop
 
@@ -175,7 +177,8 @@ class RayRuntime:
     def _compare_installed(self, mine: dict[str, Any]) -> None:
         problems = []
         for names, answer in _collect([(n, actor.installed.remote()) for n, actor in self.actors]):
-            machine, theirs = answer
+            machine, node, theirs = answer
+            self._nodes.add(node)
             found = differences(mine, theirs)
             if found:
                 problems.append(f"machine {machine} ({', '.join(names)}): {'; '.join(found)}")
@@ -198,6 +201,11 @@ class RayRuntime:
         if self._reaper is not None:
             self._reaper.dismiss()
             self._reaper = None
+
+    def describe(self) -> str:
+        """How many processes on how many nodes."""
+        participants = sum(len(names) for names, _ in self.actors)
+        return f"{participants} participants in {len(self.actors)} processes on {len(self._nodes)} Ray nodes"
 
     # -- rounds
 
@@ -243,6 +251,11 @@ class RayRuntime:
         answers = _collect([(names, actor.ask.remote(what)) for names, actor in self.actors])
         together = {name: value for _, answer in answers for name, value in answer.items()}
         return {name: together[name] for name in sorted(together)}
+
+
+def _machine() -> tuple[str, str]:
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return str(address), str(ray.get_runtime_context().get_node_id())
 
 
 def _groups(plan: Plan, pack: int) -> Iterable[list[ParticipantPlan]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from privmem.cluster.plan import DEVICE, HOST, SCHEDULER, ParticipantPlan, Plan
 from privmem.cluster.seeds import derive_seed
-from privmem.scheduler.errors import InvariantError
+from privmem.scheduler.errors import InvariantError, ProtocolError
 from privmem.scheduler.messages import (
     RESULTS,
     AllocExtent,
@@ -48,7 +48,9 @@ def splitmix(state: int) -> int:
 
 
 class FakeHost:
-    """Runs a fixed number of events at chosen times. Spec: name, seed, events, gap_ns, device, table."""
+    """Runs a fixed number of events at chosen times. Spec: name, seed, events, gap_ns, device; when to die (take
+    the process along), fail (our exception) or break (any other).
+    """
 
     def __init__(self, spec: dict[str, Any], table: np.ndarray) -> None:
         self.spec = spec
@@ -130,6 +132,10 @@ class FakeHost:
         self.state = splitmix(self.state ^ self.event)
         if self.spec.get("dies_at") == self.event:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.spec.get("fails_at") == self.event:
+            raise ProtocolError("asked to fail")
+        if self.spec.get("breaks_at") == self.event:
+            raise ZeroDivisionError("asked to break")
 
     _FIELDS = ("now_ns", "event", "state", "waiting", "answered", "acknowledged", "reports", "closed")
 

@@ -46,6 +46,7 @@ def main(path: Path, wish: dict[str, Any]) -> int:
     options = RunOptions(
         runtime=wish.get("runtime", "inline"),
         pack=wish.get("pack", 1),
+        address=wish.get("address"),
         checkpoint_every=wish.get("checkpoint_every", 0),
         build=fake_rack.BUILD,
     )

@@ -1,0 +1,112 @@
+"""The Ray runtime against the inline one: same digests, same rounds; and what it says when something dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fake_rack
+import pytest
+
+from privmem.cluster.assembly import make_plan
+from privmem.cluster.config import load_config
+from privmem.cluster.engine import Engine
+from privmem.cluster.errors import ConfigError, InvariantError, ParticipantLost, ProtocolError
+from privmem.cluster.plan import Plan
+from privmem.cluster.runtime import make_runtime
+from privmem.cluster.runtime.base import DEFAULT_BUILD
+from privmem.scheduler import plain
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_instance")]
+
+RACK = Path(__file__).parents[1] / "simulation" / "rack.yaml"
+
+
+@contextmanager
+def engine_on(
+    runtime_name: str, plan: Plan, build: str = fake_rack.BUILD, **options: Any
+) -> Iterator[Engine]:
+    runtime = make_runtime(runtime_name, **options)
+    try:
+        runtime.start(plan, build)
+        yield Engine(plan, runtime)
+    finally:
+        runtime.stop()
+
+
+@pytest.mark.parametrize("pack", [1, 4])
+def test_digest_rounds_and_summary_are_those_of_inline(pack: int) -> None:
+    plan = fake_rack.make_plan(events=30)
+    with engine_on("inline", plan) as engine:
+        engine.run()
+        expected = engine.result()
+    with engine_on("ray", plan, pack=pack) as engine:
+        engine.run()
+        assert engine.result() == expected
+
+
+def test_the_real_rack_has_the_digest_of_inline() -> None:
+    plan = make_plan(load_config(RACK))
+    results = []
+    for name, options in (("inline", {}), ("ray", {"pack": 4})):
+        with engine_on(name, plan, DEFAULT_BUILD, **options) as engine:
+            engine.run()
+            results.append(engine.result())
+    assert results[1] == results[0]
+
+
+@pytest.mark.parametrize(("first", "second"), [("ray", "inline"), ("inline", "ray")])
+def test_a_run_goes_on_in_the_other_runtime(first: str, second: str) -> None:
+    plan = fake_rack.make_plan(events=30)
+    with engine_on("inline", plan) as engine:
+        engine.run()
+        expected = engine.result()
+    options = {"inline": {}, "ray": {"pack": 4}}
+    with engine_on(first, plan, **options[first]) as engine:
+        engine.run_epoch()
+        snapshot = plain.unpack(*plain.pack(engine.snapshot()))
+    with engine_on(second, plan, **options[second]) as engine:
+        engine.restore(snapshot)
+        engine.run()
+        assert engine.result() == expected
+
+
+def test_a_dead_actor_is_a_lost_participant() -> None:
+    plan = fake_rack.make_plan(events=30, h1={"dies_at": 5})
+    with engine_on("ray", plan, pack=4) as engine, pytest.raises(ParticipantLost) as caught:
+        engine.run()
+    assert str(caught.value).startswith("host/h0, host/h1, host/h2: the process that carried it is gone: ")
+
+
+def test_exceptions_keep_their_kind() -> None:
+    plan = fake_rack.make_plan(events=30, h1={"fails_at": 5})
+    with engine_on("ray", plan, pack=4) as engine, pytest.raises(ProtocolError, match=r"^asked to fail$"):
+        engine.run()
+    plan = fake_rack.make_plan(events=30, h1={"breaks_at": 5})
+    with engine_on("ray", plan, pack=4) as engine, pytest.raises(InvariantError, match="asked to break"):
+        engine.run()
+
+
+def test_a_machine_with_another_privmem_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from privmem.cluster.runtime import on_ray
+
+    real = on_ray.installed()
+    monkeypatch.setattr(on_ray, "installed", lambda: real | {"source": "mine", "privmem": "9"})
+    with pytest.raises(ConfigError) as caught, engine_on("ray", fake_rack.make_plan(hosts=1), pack=4):
+        pass
+    assert len(caught.value.problems) == 3
+    machine, _, rest = caught.value.problems[0].partition(" (")
+    assert machine.startswith("machine ")
+    assert rest == (
+        f"device/pool): privmem is {real['privmem']!r} there and '9' here; "
+        f"source is {real['source']!r} there and 'mine' here"
+    )
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ConfigError, match="--pack: found 0"):
+        make_runtime("ray", pack=0)
+    with pytest.raises(ConfigError, match="connected to a Ray cluster already"):
+        make_runtime("ray", address="127.0.0.1:1").start(fake_rack.make_plan(), fake_rack.BUILD)
