@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def write_results(folder: Path, result: RunResult, config_plain: dict[str, Any])
     _write_text(folder / CONFIG, _CONFIG_HEAD + yaml.safe_dump(config_plain, sort_keys=False))
     _write_text(folder / DIGESTS, _json(digests_of(result)))
     for name, table in tables.items():
-        _replace(folder / f"{name}.parquet", lambda path, table=table: write_table(table, path))
+        _replace(folder / f"{name}.parquet", partial(write_table, table))
     _write_text(folder / REPORT, render_report(result.summary, tables, config_plain))
 
 

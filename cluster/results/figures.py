@@ -32,8 +32,6 @@ _BOTTOM_PX = 48
 _GAP_PX = 62
 #: Width that the legend may take before it wraps: the page is at most 1120 wide.
 _LEGEND_PX = 1000
-#: What a logarithmic plot shows for zero: far below its range, and shown as 0 in the hover text.
-FLOOR = 1e-3
 _INK = "#333333"
 _GRID_INK = "#e6e6e6"
 
@@ -85,7 +83,7 @@ class Figure:
             return [0, self.y_max]
         values = [y for panel in self.panels for trace in panel.traces for y in trace["y"] if y is not None]
         if self.log:
-            seen = [y for y in values if y > FLOOR] or [1.0]
+            seen = [y for y in values if y > 0] or [1.0]
             return [math.log10(_round_number(min(seen), -1)), math.log10(_round_number(max(seen), 1))]
         for panel in self.panels:
             stack = [trace["y"] for trace in panel.traces if "stackgroup" in trace]
@@ -133,18 +131,15 @@ def line(
 
     Hovering shows it with its unit and so many digits after the point.
     """
-    trace = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "legendgroup": name,
-        "x": x,
-        "y": rounded(y),
-        "line": {"color": colour, "width": 1.6, "shape": "vh"},
-        "hovertemplate": f"%{{y:,.{digits}f}} {unit}",
+    style = {"color": colour, "width": 1.6, "shape": "vh"} | more.pop("line", {})
+    return _trace("lines", name, x, y, f"%{{y:,.{digits}f}} {unit}") | {"line": style} | more
+
+
+def dots(name: str, colour: str, x: list[Any], y: np.ndarray, *, unit: str, size_px: int) -> dict[str, Any]:
+    """A dot for each interval, at its end: for what comes in bursts, where lines would be a thicket."""
+    return _trace("markers", name, x, y, f"%{{y:,.0f}} {unit}") | {
+        "marker": {"color": colour, "size": size_px}
     }
-    trace["line"].update(more.pop("line", {}))
-    return trace | more
 
 
 def area(name: str, colour: str, x: list[Any], y: np.ndarray, *, unit: str) -> dict[str, Any]:
@@ -255,6 +250,11 @@ def _y_scale(figure: Figure) -> dict[str, Any]:
 
 def _rows(panels: int) -> int:
     return max(1, -(-panels // 2)) if panels > 1 else 1
+
+
+def _trace(mode: str, name: str, x: list[Any], y: np.ndarray, hover: str) -> dict[str, Any]:
+    named = {"name": name, "legendgroup": name, "hovertemplate": hover}
+    return {"type": "scatter", "mode": mode, "x": x, "y": rounded(y)} | named
 
 
 def _round_number(value: float, towards: int) -> float:

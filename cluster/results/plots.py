@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from privmem.cluster.results.figures import (
     DASHES,
-    FLOOR,
     SHOWN_MAX,
     Figure,
     Panel,
     TimeAxis,
     area,
     class_colour,
+    dots,
     in_larger_unit,
     limit,
     line,
@@ -115,15 +115,16 @@ def occupancy(m: Material) -> Figure:
     hosts, note = m.shown(list(m.nodes), "hosts", "host_node")
     panels = []
     for host in hosts:
-        panel, online = Panel(host if len(m.nodes) > 1 else ""), 0.0
+        panel = Panel(host if len(m.nodes) > 1 else "")
         grid = until(m.grid, _last_ns(m.nodes[host]))
+        online = np.zeros(len(grid))
         for nid, name, colour in _styled_nodes(m, host):
             track = m.nodes[host][nid]
             present = held(track, grid, "present_pages")
-            online = online + present / _PAGES_PER_MIB
+            online += present / _PAGES_PER_MIB
             used = (present - held(track, grid, "free_pages")) / _PAGES_PER_MIB
             panel.traces.append(area(name, colour, m.axis.values(grid), used, unit="MiB"))
-        panel.traces.append(limit("all memory online", m.axis.values(grid), np.asarray(online), unit="MiB"))
+        panel.traces.append(limit("all memory online", m.axis.values(grid), online, unit="MiB"))
         panels.append(panel)
     return Figure(
         "Memory in use, by node",
@@ -361,16 +362,17 @@ def _events(m: Material, events: Sequence[tuple[str, str]], title: str, text: st
         track = m.hosts[host]
         grid = until(m.grid, int(track.time_ns[-1]))
         for event, label in drawn:
-            values = np.maximum(steps(track.rate(grid, event)), FLOOR)
-            x = m.axis.values(grid)
+            rate = track.rate(grid, event)
+            x, y = m.axis.values(grid[1:]), np.where(rate > 0, rate, np.nan)
             # The total lies under its parts, which may be all of it.
-            style = {"color": "#b0b0b0", "width": 5} if event == "pgfault" else {}
-            panel.traces.append(line(label, styles[label][0], x, values, unit="/s", digits=0, line=style))
+            total = event == "pgfault"
+            colour, size = ("#c4c4c4", 10) if total else (styles[label][0], 5)
+            panel.traces.append(dots(label, colour, x, y, unit="/s", size_px=size))
         panels.append(panel)
     zero = [label for event, label in events if (event, label) not in drawn]
     if drawn and zero:
         note = f"None in the whole run: {'; '.join(zero)}. {note}".strip()
-    text += " The scale is logarithmic; where a line falls off the plot there was none."
+    text += " Each dot is an interval; no dot, none. The scale is logarithmic."
     empty = "None in the whole run."
     return Figure(title, text, "a second", panels if drawn else [], empty=empty, note=note, log=True)
 

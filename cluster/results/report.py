@@ -26,7 +26,7 @@ from privmem.cluster.results.table import MOVES, device_line, moved, node_rows
 _TABLES_MAX = 16  # hosts whose tables are shown
 _GLOSSARY = (
     ("host", "one emulated Linux machine"),
-    ("node", "memory of a host that is equally far from its processors; node 0 is the nearest here"),
+    ("node", "a part of the memory of a host, with a distance of its own to each processor"),
     (
         "private node",
         "a node that is closed to ordinary allocations: pages come there only as its features allow",

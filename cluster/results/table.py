@@ -14,6 +14,7 @@ from privmem.cluster.results.series import short_name
 PAGES_PER_MIB = 256
 _HOSTS_MAX = 8
 _NODES_MAX = 5
+_SHARES_MAX = 4
 _LABEL = 15
 _CELL = 17
 _NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
@@ -82,12 +83,12 @@ def device_line(name: str, device: Mapping[str, Any]) -> str:
     text = f"{name} ({device.get('class', '?')}): {device.get('stored_pages', 0)} pages stored"
     text += f" in {used:.1f} of {capacity:.1f} MiB"
     if device.get("ratio"):
-        text += f", compression ratio {device['ratio']:.2f}"
+        text += f", {device['ratio']:.2f} to 1"
     granted = {short_name(host): pages for host, pages in device.get("granted_by_host", {}).items() if pages}
     if device.get("pooled"):
-        shares = ", ".join(f"{host} {_mib(pages)}" for host, pages in list(granted.items())[:_HOSTS_MAX])
-        more = ", ..." if len(granted) > _HOSTS_MAX else ""
-        text += f"\n  MiB granted: {shares or 'none'}{more}"
+        shares = ", ".join(f"{host} {_mib(pages)} MiB" for host, pages in list(granted.items())[:_SHARES_MAX])
+        more = ", ..." if len(granted) > _SHARES_MAX else ""
+        text += f"; granted: {shares or 'nothing'}{more}"
     return text
 
 
