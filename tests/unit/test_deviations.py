@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
+from privmem.nodeagent.device.timing import CLASS_TIMING
 from privmem.nodeagent.host import vmstat
+from privmem.scheduler import mempolicy
+from privmem.scheduler.abi import Mpol
 from privmem.scheduler.messages import StorePages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,3 +74,25 @@ def test_hot_reads_stay_compressed(rack, stream):
     again = rack([stream(900, fill + [(page, False) for page in compressed] * 50)], numa_balancing=2)
     again.run()
     assert [again.nodes_of()[page] for page in compressed].count(2) > len(compressed) // 2
+
+
+def test_one_page_an_access(rack, stream):
+    from privmem.nodeagent.host import filemap, syscalls
+
+    r = rack([stream(1, [(0, True)])])
+    task = r.host.programs[0].task
+    holder = r.memory.page_cache.create_file("file", 16)
+    syscalls.mmap_object(r.memory, task, 1 << 30, 16, holder, private=False)
+    assert filemap.read_pages(r.memory, task, holder, 0, 1) == 1
+    assert r.memory.lru_sizes(0)[2:] in ([1, 0], [0, 1])  # Linux: readahead brings more
+
+
+def test_no_weighted_interleave():
+    assert (
+        mempolicy.new_policy(int(Mpol.WEIGHTED_INTERLEAVE), 1, 1, mempolicy.PolicyNodes(1))[0]
+        == -errno.EINVAL
+    )
+
+
+def test_no_gpu_class():
+    assert "gpu" not in CLASS_TIMING
