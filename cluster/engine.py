@@ -31,6 +31,7 @@ from privmem.cluster.errors import InvariantError, ProtocolError
 from privmem.cluster.plan import HOST, Plan
 from privmem.cluster.rounds import RoundsLog
 from privmem.cluster.runtime.base import HASH_BYTES, Runtime, StepResult
+from privmem.cluster.runtime.installed import codec_versions
 from privmem.scheduler import plain
 from privmem.scheduler.messages import (
     RESULTS,
@@ -100,6 +101,7 @@ def run_identity(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "epoch_ns": plan.epoch_ns,
         "duration_ns": plan.duration_ns,
+        "codecs": codec_versions(),
         **plan.identity,
     }
 
@@ -370,9 +372,13 @@ def accesses_of(hosts: Mapping[str, dict[str, Any]]) -> int:
 def headline(
     hosts: Mapping[str, dict[str, Any]], devices: Mapping[str, dict[str, Any]]
 ) -> dict[str, int | float]:
-    """The vmstat counters of all hosts together, and the compression ratio over all devices."""
+    """The vmstat counters of all hosts together, and the compression ratio of all devices that compress."""
     total: dict[str, int | float] = {}
     for host in hosts.values():
         for counter, count in host.get("vmstat", {}).items():
             total[counter] = total.get(counter, 0) + int(count)
+    engines = [device for device in devices.values() if "codec" in device]
+    used = sum(device["used_bytes"] for device in engines)
+    if used:
+        total["compression_ratio"] = round(sum(device["logical_bytes"] for device in engines) / used, 3)
     return total

@@ -103,6 +103,8 @@ def report(outcome: Outcome, *, as_json: bool) -> int:
     summary = outcome.result.summary
     if as_json:
         print(json.dumps(summary, indent=2))
+        if not outcome.interrupted:
+            print(f"results: {outcome.path}", file=sys.stderr)
     elif not outcome.interrupted:
         print(format_table(summary))
         print_end(outcome.path, outcome.result.digest)

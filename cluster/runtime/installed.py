@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from privmem import cluster, nodeagent, scheduler
+from privmem.nodeagent.device import codecs
 from privmem.scheduler.messages import SCHEMA_VERSION
-
-_CODECS = "privmem.nodeagent.device.codecs"
 
 
 def installed() -> dict[str, Any]:
@@ -27,10 +25,7 @@ def installed() -> dict[str, Any]:
 
 def codec_versions() -> dict[str, str]:
     """Versions of the compression libraries: another one may compress to another size."""
-    if find_spec(_CODECS) is None:
-        return {}
-    versions: dict[str, str] = import_module(_CODECS).codec_versions()
-    return versions
+    return dict(codecs.codec_versions())
 
 
 def source_hash() -> str:

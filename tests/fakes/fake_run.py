@@ -2,8 +2,8 @@
 
 python fake_run.py DIR '{"runtime": "ray", "plan": {...}, "die_at_epoch": 7, ...}'
 
-`DIR` that holds a run is resumed. `signal_at_epoch` sends the process SIGINT when that epoch begins; `die_at_epoch`
-SIGKILL.
+`DIR` that holds a run is resumed. `signal_at_epoch` sends the process SIGINT (or `signals`) after that epoch's
+first round, `die_at_epoch` SIGKILL.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from privmem.cluster.runner import Runner, RunOptions
 class SignallingRunner(Runner):
     """Sends this process a signal in the middle of an epoch."""
 
-    at_epoch: dict[int, int] = {}
+    at_epoch: dict[int, list[int]] = {}
 
     def _after_round(self, engine: Engine) -> None:
         super()._after_round(engine)
-        number = self.at_epoch.pop(engine.epoch, None)
-        if number is not None:
+        for number in self.at_epoch.pop(engine.epoch, []):
             os.kill(os.getpid(), number)
 
 
@@ -53,9 +52,9 @@ def main(path: Path, wish: dict[str, Any]) -> int:
     runner = SignallingRunner(plan, record, options, write)
     runner.at_epoch = {}
     if "die_at_epoch" in wish:
-        runner.at_epoch[wish["die_at_epoch"]] = signal.SIGKILL
+        runner.at_epoch[wish["die_at_epoch"]] = [signal.SIGKILL]
     if "signal_at_epoch" in wish:
-        runner.at_epoch[wish["signal_at_epoch"]] = signal.SIGINT
+        runner.at_epoch[wish["signal_at_epoch"]] = wish.get("signals", [signal.SIGINT])
     try:
         outcome = runner.run(None if resumed else path, RunFolder(path) if resumed else None)
     except PrivmemError as error:

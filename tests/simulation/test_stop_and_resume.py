@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,29 @@ def test_killed_twice(undisturbed: str, tmp_path: Path) -> None:
     assert digest_of(process.out) == undisturbed
 
 
-def test_interrupted_between_checkpoints_and_resumed(undisturbed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_between_checkpoints_and_resumed(undisturbed: str, tmp_path: Path, number: int) -> None:
     folder = tmp_path / "run"
-    with fake_run(folder, plan=LONG, signal_at_epoch=11) as process:
+    with fake_run(folder, plan=LONG, signal_at_epoch=11, signals=[number]) as process:
         assert process.wait() == 130
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 12
     with fake_run(folder, plan=LONG) as process:
         assert process.wait() == 0
     assert process.err == "going on from epoch 12, 12 us\n"
+    assert digest_of(process.out) == undisturbed
+
+
+def test_interrupted_twice_stops_in_the_middle_of_the_epoch(undisturbed: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    twice = [signal.SIGINT, signal.SIGINT]
+    with fake_run(folder, plan=LONG, checkpoint_every=5, signal_at_epoch=11, signals=twice) as process:
+        assert process.wait() == 130
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["epochs"], summary["hosts"]) == ("interrupted", 11, {})
+    with fake_run(folder, plan=LONG) as process:
+        assert process.wait() == 0
+    assert process.err == "going on from epoch 10, 10 us\n"
     assert digest_of(process.out) == undisturbed
 
 
@@ -131,6 +146,15 @@ def test_privmem_run_interrupted(tmp_path: Path) -> None:
     assert process.out == ""
     assert process.err.endswith(f"partial results: {folder}\nto go on: privmem resume {folder}\n")
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_json_alone_on_standard_output(tmp_path: Path) -> None:
+    with privmem("run", RACK, "--out", tmp_path / "run", "--json", "--set", "engine.duration=5ms") as process:
+        assert process.wait() == 0, process.err
+    summary = json.loads(process.out)
+    assert summary["digest"] == json.loads((tmp_path / "run" / "summary.json").read_text())["digest"] != ""
+    assert summary["virtual_ns"] == 5_000_000
+    assert process.err == f"results: {tmp_path / 'run'}\n"
 
 
 def test_nothing_is_left_of_a_run_that_cannot_start(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import fake_rack
 import pytest
 
-from privmem.cluster.engine import Engine, run_identity
+from privmem.cluster.engine import Engine, headline, run_identity
 from privmem.cluster.errors import ConfigError, InvariantError, ProtocolError
 from privmem.cluster.plan import DEVICE, HOST, ParticipantPlan, Plan
 from privmem.cluster.rounds import first_difference
 from privmem.cluster.runtime import make_runtime
 from privmem.cluster.runtime.base import Seat, StepResult, load_build
 from privmem.cluster.runtime.inline import InlineRuntime
+from privmem.cluster.runtime.installed import codec_versions
 from privmem.scheduler import plain
 from privmem.scheduler.messages import (
     RESULTS,
@@ -120,6 +121,7 @@ def test_digest_depends_on_the_identity() -> None:
         "seed": 1,
         "epoch_ns": 1000,
         "duration_ns": 1 << 40,
+        "codecs": codec_versions(),
         "fake": 1,
     }
 
@@ -387,3 +389,14 @@ def test_epoch_begin_comes_from_the_engine() -> None:
         (100, "engine", 2, "a", EpochBegin(1)),
         (100, "engine", 3, "b", EpochBegin(1)),
     ]
+
+
+def test_headline_adds_up_hosts_and_compressing_devices() -> None:
+    hosts = {"a": {"vmstat": {"pgfault": 2, "pgfree": 1}}, "b": {"vmstat": {"pgfault": 3}}}
+    devices = {
+        "x": {"codec": "lz4", "logical_bytes": 900, "used_bytes": 300},
+        "y": {"codec": "lz4", "logical_bytes": 0, "used_bytes": 60},
+        "z": {"logical_bytes": 9000, "used_bytes": 9000},
+    }
+    assert headline(hosts, devices) == {"pgfault": 5, "pgfree": 1, "compression_ratio": 2.5}
+    assert headline({}, {"x": devices["x"] | {"used_bytes": 0}}) == {}
