@@ -1,4 +1,4 @@
-"""Prints what a recording is like: size, write share, working set, how well its pages compress, how much they change.
+"""Prints what a recording is like: its size, writes, working set, how well pages compress, how much they change.
 
 python measure.py redis.pmtrace ...
 """
@@ -30,10 +30,8 @@ def main() -> int:
         first = packed[table[0]]
         changed = [(table[image] != table[image - 1]).mean() for image in range(1, len(table))]
         print(f"{header.name}: {Path(path).stat().st_size} bytes")
-        print(
-            f"  pages {header.nr_pages}, of which blanked {header.blanked_pages}; distinct bodies {header.nr_rows}"
-        )
-        print(f"  accesses {header.nr_accesses}, of which writes {(accesses & 1).mean():.3f}")
+        print(f"  pages {header.nr_pages}, blanked {header.blanked_pages}, distinct bodies {header.nr_rows}")
+        print(f"  accesses {header.nr_accesses}, write share {(accesses & 1).mean():.3f}")
         print(
             f"  pages in each {_SPAN} accesses: {min(spans)} to {max(spans)}, median {int(np.median(spans))}"
         )

@@ -23,7 +23,9 @@ def main() -> None:
             asked += 1
             if chance < 0.2:
                 print("?" + made_up.words(1))
-            elif chance < 0.85:
+            elif chance < 0.75:
+                print(f"={number} 40")
+            elif chance < 0.95:
                 print(f"!{number}")
             else:
                 print("+" + json.dumps(made_up.record(number)))

@@ -1,8 +1,8 @@
 """A Python program worth recording: keeps orders in dicts with an index of words, and answers questions about them.
 
 Runs with the plain interpreter and its standard library. Each line of standard input is an order to load or
-replace (`+{...}`), a word to look up (`?word`), or an order to change (`!number`); `.` says that loading is
-over.
+replace (`+{...}`), a word to look up (`?word`), an order to change (`!number`), or a range of orders to add up
+and mark as seen (`=first count`); `.` says that loading is over.
 """
 
 import json
@@ -29,16 +29,24 @@ def load(line: str) -> None:
 
 def look_up(word: str) -> float:
     total = 0.0
-    for number in index.get(word, ())[-12:]:
+    for number in index.get(word, ())[-40:]:
         total += orders[number]["total"]
     return total
 
 
-def change(number: int) -> str:
+def change(number: int) -> None:
     order = orders[number]
     order["total"] = round(order["total"] * 1.01, 2)
     order["history"] = [*order.get("history", [])[-3:], order["state"] + " at " + str(order["total"])]
-    return json.dumps(order)
+
+
+def add_up(first: int, count: int) -> float:
+    total = 0.0
+    for number in range(first, first + count):
+        order = orders[number % len(orders)]
+        total += order["total"] * len(order["items"])
+        order["seen"] = order.get("seen", 0) + 1
+    return total
 
 
 for line in sys.stdin:
@@ -49,5 +57,7 @@ for line in sys.stdin:
         look_up(line[1:-1])
     elif kind == "!":
         change(int(line[1:]))
+    elif kind == "=":
+        add_up(*map(int, line[1:].split()))
     else:
         open("start", "w").close()

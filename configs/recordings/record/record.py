@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
@@ -53,6 +54,7 @@ class Recording:
 def main() -> int:
     """Record as the command line says."""
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     with tempfile.TemporaryDirectory(prefix="rec") as folder:
         recording = _record(args, folder)
     _save(args, recording)
@@ -177,6 +179,8 @@ def _save(args: argparse.Namespace, recording: Recording) -> None:
         content = bytearray().join(image.get(int(page), zero) for page in pages)
         images.append(np.frombuffer(content, np.uint8).reshape(-1, PAGE_BYTES))
     blanked = private_pages(images, names)
+    finds = Counter(what for _, _, what, _ in find_private(images[0].tobytes(), names))
+    print(f"blanked {len(blanked)} pages; found in image 0: {dict(finds)}", file=sys.stderr)
     for image in images:
         image[blanked] = 0
     before = np.concatenate([[0], np.cumsum(in_data)])

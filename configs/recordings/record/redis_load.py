@@ -54,8 +54,6 @@ def _store(client: _Client, made_up: MadeUp, number: int) -> None:
     client.send("SET", f"order:{number}", json.dumps(record))
     client.send("HSET", f"stock:{number}", "sku", number, "count", number % 97, "place", made_up.words(2))
     client.send("ZADD", "by-total", record["total"], f"order:{number}")
-    if number % 8 == 0:
-        client.send("SET", f"picture:{number}", made_up.blob(3000))
 
 
 def main() -> None:
@@ -65,6 +63,8 @@ def main() -> None:
     client = _Client("s")
     for number in range(nr_records):
         _store(client, made_up, number)
+        if number % 16 == 0:
+            client.send("SET", f"picture:{number}", made_up.blob(1500))
     client.flush()
     Path("start").touch()
     asked = 0
@@ -74,16 +74,16 @@ def main() -> None:
         asked += 1
         if chance < 0.60:
             client.send("GET", f"order:{number}")
-        elif chance < 0.70:
+        elif chance < 0.78:
             client.send("HINCRBY", f"stock:{number}", "count", 1)
-        elif chance < 0.80:
+        elif chance < 0.81:
             _store(client, made_up, number)
-        elif chance < 0.90:
+        elif chance < 0.91:
             client.send("ZRANGEBYSCORE", "by-total", number % 900, number % 900 + 1, "LIMIT", 0, 10)
         elif chance < 0.97:
             client.send("HGETALL", f"stock:{number}")
         else:
-            client.send("GET", f"picture:{number // 8 * 8}")
+            client.send("GET", f"picture:{number // 16 * 16}")
 
 
 if __name__ == "__main__":
