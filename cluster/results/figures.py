@@ -135,11 +135,9 @@ def line(
     return _trace("lines", name, x, y, f"%{{y:,.{digits}f}} {unit}") | {"line": style} | more
 
 
-def dots(name: str, colour: str, x: list[Any], y: np.ndarray, *, unit: str, size_px: int) -> dict[str, Any]:
-    """A dot for each interval, at its end: for what comes in bursts, where lines would be a thicket."""
-    return _trace("markers", name, x, y, f"%{{y:,.0f}} {unit}") | {
-        "marker": {"color": colour, "size": size_px}
-    }
+def marks(name: str, x: list[Any], y: np.ndarray, *, unit: str, **marker: Any) -> dict[str, Any]:
+    """A mark for each interval, at its end: for what comes in bursts, where lines would be a thicket."""
+    return _trace("markers", name, x, y, f"%{{y:,.0f}} {unit}") | {"marker": marker}
 
 
 def area(name: str, colour: str, x: list[Any], y: np.ndarray, *, unit: str) -> dict[str, Any]:
@@ -164,7 +162,9 @@ def line_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def class_colour(device_class: str, before: int) -> str:
     """Colour of a node, when `before` nodes of its class have one already."""
-    colour = CLASS_COLOURS.get(device_class, "#999999")
+    colour = CLASS_COLOURS.get(device_class)
+    if colour is None:
+        return PALETTE[before % len(PALETTE)]
     return _paler(colour, min(0.6, 0.25 * before)) if before else colour
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-#: Instants that a plot shows at most: more than its pixels, and the file stays small.
-POINTS_MAX = 1200
+from privmem.cluster.results.series import natural
+
+#: Instants that a plot shows at most: about one a pixel of a panel, and the file stays small.
+POINTS_MAX = 500
 Key = tuple[Any, ...]
 
 
@@ -46,7 +48,7 @@ class Track:
 
 
 def tracks_of(table: pa.Table, by: tuple[str, ...]) -> dict[Key, Track]:
-    """The rows of a table by name; keys in sorted order."""
+    """The rows of a table by name; keys in natural order."""
     columns = {name: table.column(name) for name in table.column_names}
     keys = list(zip(*(columns[name].to_pylist() for name in by), strict=True))
     rows: dict[Key, list[int]] = {}
@@ -58,7 +60,7 @@ def tracks_of(table: pa.Table, by: tuple[str, ...]) -> dict[Key, Track]:
         if not pa.types.is_string(column.type)
     }
     tracks = {}
-    for key in sorted(rows):
+    for key in sorted(rows, key=lambda key: [natural(part) for part in key]):
         picked = {name: column[rows[key]] for name, column in values.items()}
         order = np.argsort(picked["time_ns"], kind="stable")
         ordered = {name: column[order] for name, column in picked.items()}

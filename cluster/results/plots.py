@@ -14,17 +14,18 @@ import pyarrow as pa
 
 from privmem.cluster.results.figures import (
     DASHES,
+    PALETTE,
     SHOWN_MAX,
     Figure,
     Panel,
     TimeAxis,
     area,
     class_colour,
-    dots,
     in_larger_unit,
     limit,
     line,
     line_styles,
+    marks,
 )
 from privmem.cluster.results.intervals import Track, grid_of, held, steps, tracks_of, until
 from privmem.cluster.results.series import short_name
@@ -32,21 +33,36 @@ from privmem.scheduler.abi import PAGE_SIZE
 
 _MIB = 2**20
 _PAGES_PER_MIB = _MIB // PAGE_SIZE
+#: Marks in a panel from which on they are drawn smaller.
+DENSE = 200
 
-#: Counters of the fault plot and of the migration plot, with the words of the legend.
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A vmstat counter of the fault or the migration plot, and how it looks there."""
+
+    counter: str
+    label: str
+    colour: str
+    symbol: str = "circle"
+    size_px: int = 5
+
+
 FAULTS = (
-    ("pgfault", "all page faults (pgfault)"),
-    ("pgpromote_fence", "writes to compressed RAM (pgpromote_fence)"),
-    ("numa_hint_faults", "NUMA hint faults (numa_hint_faults)"),
-    ("pgmajfault", "reads of a file (pgmajfault)"),
-    ("pgcow", "copies on write (pgcow)"),
+    # The total lies under its parts, which may be all of it.
+    Event("pgfault", "all page faults (pgfault)", "#c4c4c4", size_px=10),
+    Event("pgpromote_fence", "writes to compressed RAM (pgpromote_fence)", PALETTE[1]),
+    Event("numa_hint_faults", "NUMA hint faults (numa_hint_faults)", PALETTE[0]),
+    Event("pgmajfault", "reads of a file (pgmajfault)", PALETTE[5]),
+    Event("pgcow", "copies on write (pgcow)", PALETTE[2]),
 )
+_DOWN, _UP = "triangle-down", "triangle-up"
 MIGRATIONS = (
-    ("pgdemote_kswapd", "demoted in the background (pgdemote_kswapd)"),
-    ("pgdemote_direct", "demoted while an allocation waits (pgdemote_direct)"),
-    ("pgpromote_fence", "promoted by a write to compressed RAM (pgpromote_fence)"),
-    ("pgpromote_success", "promoted by NUMA sampling (pgpromote_success)"),
-    ("pgpromote_owner", "promoted by the node's driver (pgpromote_owner)"),
+    Event("pgdemote_kswapd", "demoted in the background (pgdemote_kswapd)", PALETTE[0], _DOWN, 7),
+    Event("pgdemote_direct", "demoted while an allocation waits (pgdemote_direct)", PALETTE[4], _DOWN, 7),
+    Event("pgpromote_fence", "promoted by a write to compressed RAM (pgpromote_fence)", PALETTE[1], _UP, 7),
+    Event("pgpromote_success", "promoted by NUMA sampling (pgpromote_success)", PALETTE[3], _UP, 7),
+    Event("pgpromote_owner", "promoted by the node's driver (pgpromote_owner)", PALETTE[5], _UP, 7),
 )
 
 
@@ -351,28 +367,27 @@ def _styled_nodes(m: Material, host: str) -> list[tuple[int, str, str]]:
     return styled
 
 
-def _events(m: Material, events: Sequence[tuple[str, str]], title: str, text: str) -> Figure:
+def _events(m: Material, events: Sequence[Event], title: str, text: str) -> Figure:
     """Rates of vmstat counters, a panel a host; counters that stayed at zero are named, not drawn."""
     hosts, note = m.shown(list(m.hosts), "hosts", "host")
-    styles = line_styles(label for _, label in events)
-    drawn = [(event, label) for event, label in events if any(m.hosts[h].has(event) for h in hosts)]
+    drawn = [event for event in events if any(m.hosts[host].has(event.counter) for host in hosts)]
     panels = []
     for host in hosts:
         panel = Panel(host if len(m.hosts) > 1 else "")
         track = m.hosts[host]
         grid = until(m.grid, int(track.time_ns[-1]))
-        for event, label in drawn:
-            rate = track.rate(grid, event)
-            x, y = m.axis.values(grid[1:]), np.where(rate > 0, rate, np.nan)
-            # The total lies under its parts, which may be all of it.
-            total = event == "pgfault"
-            colour, size = ("#c4c4c4", 10) if total else (styles[label][0], 5)
-            panel.traces.append(dots(label, colour, x, y, unit="/s", size_px=size))
+        x = m.axis.values(grid[1:])
+        for event in drawn:
+            rate = track.rate(grid, event.counter)
+            style = {"color": event.colour, "symbol": event.symbol}
+            size_px = event.size_px if len(x) < DENSE else event.size_px - 2
+            y = np.where(rate > 0, rate, np.nan)
+            panel.traces.append(marks(event.label, x, y, unit="/s", size=size_px, **style))
         panels.append(panel)
-    zero = [label for event, label in events if (event, label) not in drawn]
+    zero = [event.label for event in events if event not in drawn]
     if drawn and zero:
         note = f"None in the whole run: {'; '.join(zero)}. {note}".strip()
-    text += " Each dot is an interval; no dot, none. The scale is logarithmic."
+    text += " Each mark is an interval; where there is no mark, there was none. The scale is logarithmic."
     empty = "None in the whole run."
     return Figure(title, text, "a second", panels if drawn else [], empty=empty, note=note, log=True)
 

@@ -21,7 +21,7 @@ import yaml
 from privmem.cluster.progress import rate, span
 from privmem.cluster.results.figures import Figure, spec_of
 from privmem.cluster.results.plots import Material, all_figures
-from privmem.cluster.results.table import MOVES, device_line, moved, node_rows
+from privmem.cluster.results.table import MOVES, by_name, device_line, moved, node_rows
 
 _TABLES_MAX = 16  # hosts whose tables are shown
 _GLOSSARY = (
@@ -81,11 +81,10 @@ def _plotly_js() -> str:
 
 def _subtitle(summary: Mapping[str, Any]) -> str:
     hosts, devices = len(summary.get("hosts", {})), len(summary.get("devices", {}))
-    digest = summary.get("digest") or "none, as the run did not end"
-    return (
-        f"privmem run of {_count(hosts, 'host')} and {_count(devices, 'device')}, seed {summary.get('seed')}; "
-        f"digest <code>{escape(str(digest))}</code>"
-    )
+    size = f" of {_count(hosts, 'host')} and {_count(devices, 'device')}" if hosts else ""
+    digest = summary.get("digest")
+    found = f"digest <code>{escape(str(digest))}</code>" if digest else "no digest, as the run did not end"
+    return f"privmem run{size}, seed {summary.get('seed')}; {found}"
 
 
 def _warning(summary: Mapping[str, Any]) -> str:
@@ -99,7 +98,7 @@ def _warning(summary: Mapping[str, Any]) -> str:
 
 
 def _cards(summary: Mapping[str, Any]) -> str:
-    hosts, devices = summary.get("hosts", {}), summary.get("devices", {})
+    hosts, devices = by_name(summary, "hosts"), by_name(summary, "devices")
     accesses = int(summary.get("accesses", 0))
     cards = [
         (span(int(summary.get("virtual_ns", 0))), f"virtual time, in {summary.get('epochs', 0):,} epochs"),
@@ -154,7 +153,7 @@ def _figure(number: int, figure: Figure, material: Material) -> str:
 
 
 def _hosts(summary: Mapping[str, Any]) -> str:
-    hosts, devices = summary.get("hosts", {}), summary.get("devices", {})
+    hosts, devices = by_name(summary, "hosts"), by_name(summary, "devices")
     if not hosts:
         return ""
     parts = ["<h2>Hosts at the end</h2>", f"<p>{_NUMASTAT_TEXT}</p>"]
@@ -198,7 +197,7 @@ def _processes(host: Mapping[str, Any]) -> str:
 
 
 def _devices(summary: Mapping[str, Any]) -> str:
-    lines = [device_line(n, d) for n, d in summary.get("devices", {}).items() if d.get("pages_stored")]
+    lines = [device_line(n, d) for n, d in by_name(summary, "devices").items() if d.get("pages_stored")]
     if not lines:
         return ""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -211,7 +210,7 @@ def _glossary() -> str:
 
 
 def _folded(summary: Mapping[str, Any], config: Mapping[str, Any], material: Material) -> str:
-    hosts = summary.get("hosts", {})
+    hosts = by_name(summary, "hosts")
     events = sorted({event for host in hosts.values() for event in host.get("vmstat", {})})
     shown = list(hosts)[:_TABLES_MAX]
     counters = [

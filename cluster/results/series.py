@@ -7,6 +7,7 @@ sends as floats. Rows are sorted by time and name, so equal runs give equal tabl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +58,11 @@ def tables_of(samples: Iterable[SampleLike]) -> dict[str, pa.Table]:
 def short_name(address: str) -> str:
     """A host or device as the configuration names it: without the `host/` or `device/` of its address."""
     return address.removeprefix("host/").removeprefix("device/")
+
+
+def natural(name: object) -> list[tuple[int, str]]:
+    """Sort key by which h2 comes before h10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", str(name))]
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from privmem.cluster.results.series import short_name
+from privmem.cluster.results.series import natural, short_name
 
 PAGES_PER_MIB = 256
 _HOSTS_MAX = 8
@@ -37,7 +37,7 @@ MOVES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def format_table(summary: Mapping[str, Any]) -> str:
     """The whole text of a run's summary. An interrupted run has no hosts in it, and gets an empty text."""
-    hosts, devices = summary.get("hosts", {}), summary.get("devices", {})
+    hosts, devices = by_name(summary, "hosts"), by_name(summary, "devices")
     shown = dict(list(hosts.items())[:_HOSTS_MAX])
     blocks = ["\n".join(_host(name, host, devices)) for name, host in shown.items()]
     if hosts:
@@ -48,6 +48,12 @@ def format_table(summary: Mapping[str, Any]) -> str:
     if stores:
         blocks.append("\n".join(stores))
     return "\n\n".join(blocks)
+
+
+def by_name(summary: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The summary's hosts or devices, h2 before h10."""
+    entries = summary.get(part, {})
+    return {name: entries[name] for name in sorted(entries, key=natural)}
 
 
 def node_kind(node: Mapping[str, Any], devices: Mapping[str, Any]) -> str:
