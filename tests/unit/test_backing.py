@@ -87,6 +87,19 @@ def test_a_kept_description_takes_the_same_memory() -> None:
 
 
 @pytest.mark.parametrize("codec", [None, "lz4"])
+def test_bytes_of_kept_descriptions_are_real(codec: str | None) -> None:
+    """They are read back from memory, checked, and wiped; a store without `keep_bytes` has none."""
+    bare, store = make(codec), make(codec, keep_bytes=True)
+    for one in (bare, store):
+        put(one, [1, 2], source=1)
+    assert (sorted(bare._kept), sorted(store._kept)) == ([], [1, 2])
+    crc, lengths, alone = store._kept[1]
+    store._kept[1] = (crc ^ 1, lengths, alone)
+    with pytest.raises(InvariantError, match="page 1 does not read back"):
+        store.load(at(1))
+
+
+@pytest.mark.parametrize("codec", [None, "lz4"])
 def test_what_is_overwritten_is_gone(codec: str | None) -> None:
     store = make(codec)
     put(store, [1], RANDOM)

@@ -187,7 +187,7 @@ def test_an_uncompressed_device_limits_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [pages(20), pages(5, 20), FreePages(at(20)), LoadPages(at(20)), pages(64), pages(-1)]
+    "body", [pages(20), pages(5, 20), FreePages(at(20)), LoadPages(at(20)), pages(64), pages(-1), pages(-2)]
 )
 def test_a_host_may_only_name_pages_of_its_own_extents(body: Body) -> None:
     bench = Bench(pool(boot_extents=[["host/a", 3, 0, 16], ["host/b", 3, 16, 16], ["host/a", 3, 32, 16]]))

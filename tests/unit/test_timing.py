@@ -45,8 +45,10 @@ def test_every_codec_has_a_decompression_time() -> None:
 
 
 def test_the_curve_at_and_between_its_points() -> None:
-    found = [inflation_permille(LOADED_LATENCY, u) for u in (0, 150, 300, 500, 750, 900, 950, 1000, 9999)]
-    assert found == [1000, 1025, 1050, 1200, 1800, 3000, 4000, 5000, 5000]
+    found = [
+        inflation_permille(LOADED_LATENCY, u) for u in (0, 150, 298, 300, 500, 750, 950, 999, 1000, 9999)
+    ]
+    assert found == [1000, 1025, 1049, 1050, 1200, 1800, 4000, 4980, 5000, 5000]
 
 
 def test_a_curve_of_one_point_is_a_constant() -> None:
@@ -70,6 +72,12 @@ def test_reads_and_writes_load_apart_and_decompression_is_not_inflated() -> None
     full = timing["read_bandwidth"] * EPOCH_NS // 10**9
     assert access_latencies_ns(timing, (full, 0), EPOCH_NS) == (5 * 192 + 1000, 1192)
     assert access_latencies_ns(timing, (0, full), EPOCH_NS) == (1192, 5 * 192 + 1000)
+
+
+def test_reads_and_writes_have_bandwidths_of_their_own() -> None:
+    timing = class_timing("dram") | {"write_ns": 90, "write_bandwidth": 135 * 10**9}
+    moved = (135 * EPOCH_NS, 135 * EPOCH_NS)
+    assert access_latencies_ns(timing, moved, EPOCH_NS) == (106 * 1200 // 1000, 90 * 5)
 
 
 CURVES = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2000)), min_size=0, max_size=6).map(
