@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privmem.cluster.assembly import make_plan
@@ -54,7 +55,7 @@ def run(
     ConfigError and TraceError for what is wrong with the files, InvariantError when privmem is.
     """
     if not isinstance(config, Config):
-        config = load_config(config, tuple(overrides), seed)
+        config = load_config(Path(config), tuple(overrides), seed)
     plan = make_plan(config)
     carrier = make_runtime(runtime, **options)
     try:

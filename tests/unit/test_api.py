@@ -38,3 +38,7 @@ def test_public_names():
         assert getattr(privmem.cluster, name) is not None
     with pytest.raises(AttributeError, match="has no 'frobnicate'"):
         privmem.cluster.frobnicate  # noqa: B018 - the access is the test
+
+
+def test_the_pytest_fixture_runs_and_validates(privmem_run):
+    assert privmem_run(RACK, overrides=SHORT).digest == run(RACK, overrides=SHORT).digest
