@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -106,6 +106,40 @@ _QUESTIONS: dict[str, Callable[[Seat], Any]] = {
 }
 
 
+@contextlib.contextmanager
+def private_instance(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[Reaper]:
+    """A Ray instance on this machine that no other program joins; nothing of it remains, however it ends.
+
+    Ray runtimes that are started in this process meanwhile use it, rather than start one each.
+    """
+    folder = tempfile.mkdtemp(prefix="privmem-ray-")
+    reaper = Reaper(folder)
+    try:
+        _init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=object_store_bytes,
+            _temp_dir=folder,
+        )
+        reaper.watch_children()
+        yield reaper
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        reaper.dismiss()
+
+
+def _init(**options: Any) -> None:
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    ray.init(
+        namespace=f"privmem-{uuid.uuid4().hex}",
+        log_to_driver=False,
+        logging_level=logging.FATAL,
+        **options,
+    )
+
+
 class RayRuntime:
     """See `base.Runtime`."""
 
@@ -116,8 +150,8 @@ class RayRuntime:
         self.pack = pack
         #: Names of the participants in each actor, and its handle.
         self.actors: list[tuple[list[str], Any]] = []
-        self._connected_here = False
-        self._folder = ""
+        #: Ends the connection to Ray that this runtime made; nothing to end when it found one.
+        self._exit = contextlib.ExitStack()
         self._reaper: Reaper | None = None
         #: Ray nodes that carry participants.
         self._nodes: set[str] = set()
@@ -148,31 +182,16 @@ class RayRuntime:
             if self.address is not None:
                 raise ConfigError("--address: this process is connected to a Ray cluster already")
             return
-        for variable, value in _ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
-        options: dict[str, Any] = {
-            "namespace": f"privmem-{uuid.uuid4().hex}",
-            "log_to_driver": False,
-            "logging_level": logging.FATAL,
-        }
-        self._connected_here = True
-        if self.address is not None:
-            _must_answer(self.address)
-            try:
-                ray.init(address=self.address, **options)
-            except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-                raise ConfigError(f"--address: {self.address} did not let us join: {error}") from error
+        if self.address is None:
+            instance = private_instance(OBJECT_STORE_BYTES + 2 * resource_bytes)
+            self._reaper = self._exit.enter_context(instance)
             return
-        self._folder = tempfile.mkdtemp(prefix="privmem-ray-")
-        self._reaper = Reaper(self._folder)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES + 2 * resource_bytes,
-            _temp_dir=self._folder,
-            **options,
-        )
-        self._reaper.watch_children()
+        _must_answer(self.address)
+        self._exit.callback(ray.shutdown)
+        try:
+            _init(address=self.address)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            raise ConfigError(f"--address: {self.address} did not let us join: {error}") from error
 
     def _compare_installed(self, mine: dict[str, Any]) -> None:
         problems = []
@@ -192,15 +211,8 @@ class RayRuntime:
             for _, actor in actors:
                 with contextlib.suppress(RayError, RuntimeError, ValueError):
                     ray.kill(actor)
-        if self._connected_here:
-            ray.shutdown()
-        self._connected_here = False
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = ""
-        if self._reaper is not None:
-            self._reaper.dismiss()
-            self._reaper = None
+        self._reaper = None
+        self._exit.close()
 
     def describe(self) -> str:
         """How many processes on how many nodes."""

@@ -4,9 +4,11 @@ what they leave behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -40,50 +42,48 @@ class Process:
 
     def wait(self, timeout_s: float = 120) -> int:
         """The exit status; output is in `out` and `err` then."""
-        self.out, self.err = self.popen.communicate(timeout=timeout_s)
+        self.out, err = self.popen.communicate(timeout=timeout_s)
+        # In a fresh clone, whichever run is the first says that it compiles.
+        self.err = err.replace("compiling (first run only) ...\n", "")
         return self.popen.returncode
 
-    def wait_for(self, *patterns: Path, timeout_s: float = 120) -> None:
-        """Until one of the paths (globs in the last part) is there, or the process has ended."""
+    def wait_for(self, pattern: Path, timeout_s: float = 120) -> None:
+        """Until the path (a glob in its last part) is there, or the process has ended."""
         give_up = time.monotonic() + timeout_s
-        while self.popen.poll() is None and not any(any(p.parent.glob(p.name)) for p in patterns):
-            assert time.monotonic() < give_up, f"{patterns} did not appear"
-            self._pause()
+        while not any(pattern.parent.glob(pattern.name)):
+            assert time.monotonic() < give_up, f"{pattern} did not appear"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(timeout=0.02)
+                return
 
     def interrupt(self) -> None:
         """Ctrl-C, which a terminal sends to the whole process group."""
         os.killpg(self.popen.pid, signal.SIGINT)
 
-    def left_behind(self) -> list[str]:
-        """Names of processes of the session that still run."""
-        names = []
+    def left_behind(self) -> dict[int, str]:
+        """Processes of the session that still run: number and name."""
+        left = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     text = (entry / "stat").read_text()
                 except OSError:
                     continue
-                name, fields = (
-                    text[text.index("(") : text.rindex(")") + 1],
-                    text[text.rindex(")") + 2 :].split(),
-                )
+                name, _, rest = text.rpartition(")")
+                fields = rest.split()
                 if int(fields[3]) == self.popen.pid and fields[0] != "Z":
-                    names.append(name)
-        return names
+                    left[int(entry.name)] = name.partition("(")[2]
+        return left
 
     def wait_until_nothing_is_left(self, timeout_s: float) -> None:
         """All processes of the session end by themselves in this time."""
         give_up = time.monotonic() + timeout_s
         while left := self.left_behind():
             assert time.monotonic() < give_up, f"still there: {left}"
-            self._pause()
-
-    def _pause(self) -> None:
-        try:
-            self.popen.wait(timeout=0.02)
-        except subprocess.TimeoutExpired:
-            return
-        time.sleep(0.02)
+            with contextlib.suppress(ProcessLookupError):
+                watched = os.pidfd_open(min(left))
+                select.select([watched], [], [], timeout_s)
+                os.close(watched)
 
 
 def fake_run(folder: Path, **wish: Any) -> Process:
