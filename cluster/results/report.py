@@ -69,12 +69,13 @@ def render_report(
         title=escape(str(summary.get("name", ""))),
         subtitle=_subtitle(summary),
         body="\n".join(part for part in parts if part),
-        plotly=_plotly_js(),
+        plotly=plotly_js(),
     )
 
 
 @cache
-def _plotly_js() -> str:
+def plotly_js() -> str:
+    """The library's source, fit to stand in a page."""
     text = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     return text.replace("</script", "<\\/script")
 
@@ -144,7 +145,7 @@ def _figure(number: int, figure: Figure, material: Material) -> str:
     if not figure.panels:
         return f'{head}\n<p class="empty">{escape(figure.empty)}</p>'
     spec = json.dumps(spec_of(figure, material.axis), separators=(",", ":"), allow_nan=False)
-    spec = spec.replace("</", "<\\/")
+    spec = spec.replace("<", "\\u003c")  # no name in it can end the script, nor begin another
     note = f'\n<p class="quiet">{escape(figure.note)}</p>' if figure.note else ""
     return (
         f'{head}\n<div class="plot" data-spec="spec-{number}" style="height:{figure.height_px}px"></div>'

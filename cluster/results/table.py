@@ -7,11 +7,13 @@ blocks, and of many hosts the first ones are shown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from privmem.cluster.results.series import natural, short_name
 
 PAGES_PER_MIB = 256
+_WIDTH = 100
 _HOSTS_MAX = 8
 _NODES_MAX = 5
 _SHARES_MAX = 4
@@ -46,7 +48,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
         blocks.append(f"and {len(hosts) - len(shown)} more hosts, in summary.json")
     stores = [device_line(name, device) for name, device in devices.items() if device.get("pages_stored")]
     if stores:
-        blocks.append("\n".join(stores))
+        blocks.append("\n".join(fill(text, _WIDTH, subsequent_indent="  ") for text in stores))
     return "\n\n".join(blocks)
 
 
@@ -115,7 +117,7 @@ def _line(label: str, cells: Sequence[str]) -> str:
 def _moves(hosts: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
     """What moved, by host and for all hosts."""
     width = 37
-    cell = min(12, (100 - width) // (len(shown) + 1))
+    cell = min(12, (_WIDTH - width) // (len(shown) + 1))
     names = [*shown, "all hosts"] if len(hosts) > 1 else list(shown)
     lines = ["pages and extents".ljust(width) + "".join(f"{name[: cell - 1]:>{cell}}" for name in names)]
     for label, events in MOVES:
