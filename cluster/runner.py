@@ -99,7 +99,8 @@ class Runner:
     def _start(self, runtime: Runtime, resumed: RunFolder | None) -> Engine:
         if self.options.runtime == "ray":
             self.display.waiting("joining Ray" if self.options.address else "starting Ray")
-        elif not compiled_before():
+        compiled = compiled_before()
+        if not compiled and self.options.runtime != "ray":
             self.display.waiting("compiling (first run only)")
         runtime.start(self.plan, self.options.build)
         self.interrupts.install()
@@ -109,7 +110,7 @@ class Runner:
         engine = Engine(self.plan, runtime, validate=self.options.validate, after_round=self._after_round)
         if resumed is not None:
             self._restore(engine, resumed)
-        if not compiled_before():
+        if not compiled and self.options.runtime == "ray":
             self.display.waiting("compiling (first run only)")
         return engine
 
