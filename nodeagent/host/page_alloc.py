@@ -76,9 +76,14 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
 
 
 def _get_page(memory: Memory, ctx: AllocContext, mark: str) -> int:
-    """`get_page_from_freelist`: first zone that stays above the mark."""
+    """`get_page_from_freelist`: first zone that stays above the mark.
+
+    A page whose content a device keeps needs the device's promise to take it as well.
+    """
     for nid in ctx.zones:
         node = memory.nodes[nid]
+        if node.spec.stores and node.store_room_pages < 1:
+            continue
         if node.free_pages > getattr(node.wmark, mark):
             return node.buddy.alloc(0)
         if node.free_pages <= node.wmark.low_pages and node.can_grow(memory.now_ns):

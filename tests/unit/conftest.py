@@ -99,7 +99,13 @@ class SmallRack:
         topology = [
             {"nid": 0, "cpus": [0, 1], "span_pages": dram, "adistance": 576, "zone": "normal"},
             {"nid": 1, "span_pages": cxl, "adistance": 1152, "zone": "movable"},
-            {"nid": 2, "private": True, "features": 0x6, "span_pages": cram, "adistance": 2880},
+            {
+                "nid": 2,
+                "private": True,
+                "features": options.get("cram_features", 0x6),
+                "span_pages": cram,
+                "adistance": 2880,
+            },
             {"nid": 3, "private": True, "features": 0x106, "span_pages": pool, "adistance": 5760},
         ]
         policies = options.get("policies", [[0, 0]] * len(streams))

@@ -155,6 +155,17 @@ def test_credit_is_never_exceeded(rack, stream):
     assert max(sizes) == 10
 
 
+def test_a_fault_on_a_storing_node_needs_the_device_s_promise_too(rack, stream):
+    policy = [[int(Mpol.BIND), 0b100]]
+    r = rack(
+        [stream(40, each(range(40), False))], policies=policy, cram_features=0x86, credit=25, answers=False
+    )
+    r.run()
+    stored = sum(len(m.body.dpa) for m in r.sent if isinstance(m.body, StorePages))
+    assert stored == 25
+    assert r.vm["oom_kill"] == 1
+
+
 def test_the_host_stops_where_it_needs_an_extent(rack, stream):
     r = big(rack, stream, answers=False)
     while not any(isinstance(m.body, RequestExtent) for m in r.sent):
