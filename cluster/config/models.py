@@ -147,7 +147,7 @@ class CompressedRam(_Device):
         "page.",
     )
     decompress_latency_ns: Annotated[int, time(0, _S_NS)] | None = Field(
-        default=None, description="What decompression adds to a read; when left out, that of the codec."
+        default=None, description="What (de)compression adds to an access; when left out, that of the codec."
     )
 
 

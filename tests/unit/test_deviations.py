@@ -6,7 +6,7 @@ import errno
 import re
 from pathlib import Path
 
-from privmem.nodeagent.device.timing import CLASS_TIMING
+from privmem.nodeagent.device.timing import CLASS_TIMING, class_timing
 from privmem.nodeagent.host import vmstat
 from privmem.scheduler import mempolicy
 from privmem.scheduler.abi import Mpol
@@ -96,3 +96,7 @@ def test_no_weighted_interleave():
 
 def test_no_gpu_class():
     assert "gpu" not in CLASS_TIMING
+
+
+def test_no_block_cache():
+    assert not {key for key in class_timing("compressed-ram", "lz4") if "cache" in key}
