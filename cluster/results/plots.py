@@ -78,8 +78,6 @@ class Material:
     node_class: dict[tuple[str, int], str]
     device_class: dict[str, str]
     private: set[tuple[str, int]]
-    #: Device, host -> pages.
-    granted_at_end: dict[tuple[str, str], int]
     grid: np.ndarray
     axis: TimeAxis
     #: Every n-th instant is plotted.
@@ -93,20 +91,16 @@ class Material:
         nodes: dict[str, dict[int, Track]] = {}
         for (host, nid), track in tracks_of(tables["host_node"], ("host", "nid")).items():
             nodes.setdefault(host, {})[nid] = track
-        grants: dict[str, dict[str, Track]] = {}
-        for (device, host), track in tracks_of(tables["scheduler"], ("device", "host")).items():
-            grants.setdefault(device, {})[host] = track
         device_class = {name: str(d.get("class", "?")) for name, d in summary.get("devices", {}).items()}
         node_class, private = _nodes(summary, device_class)
         return cls(
             hosts={host: track for (host,), track in tracks_of(tables["host"], ("host",)).items()},
             nodes=nodes,
             devices={name: track for (name,), track in tracks_of(tables["device"], ("device",)).items()},
-            grants=grants,
+            grants=_grants(summary, tables, nodes),
             node_class=node_class,
             device_class=device_class,
             private=private,
-            granted_at_end=_granted_at_end(summary),
             grid=grid,
             axis=TimeAxis.of(max(int(summary.get("virtual_ns", 0)), int(grid[-1]), 1)),
             every=every,
@@ -279,9 +273,7 @@ def pool(m: Material) -> Figure:
         panel = Panel(device)
         for host, (colour, _) in styles.items():
             if host in m.grants[device]:
-                pages = held(m.grants[device][host], grid, "granted_pages")
-                # The scheduler samples before it acts: what it did last is in the summary alone.
-                pages[-1:] = m.granted_at_end.get((device, host), pages[-1:])
+                pages = held(m.grants[device][host], grid, _pages_column(m.grants[device][host]))
                 panel.traces.append(
                     area(host, colour, m.axis.values(grid), pages / _PAGES_PER_MIB, unit="MiB")
                 )
@@ -345,12 +337,22 @@ def _nodes(
     return classes, private
 
 
-def _granted_at_end(summary: Mapping[str, Any]) -> dict[tuple[str, str], int]:
-    return {
-        (device, short_name(host)): int(pages)
-        for device, account in summary.get("scheduler", {}).get("devices", {}).items()
-        for host, pages in account.get("granted_pages", {}).items()
-    }
+def _grants(
+    summary: Mapping[str, Any], tables: Mapping[str, pa.Table], nodes: dict[str, dict[int, Track]]
+) -> dict[str, dict[str, Track]]:
+    """What each host holds of each pooled device: by the host's own samples, as it sends one every time."""
+    devices = summary.get("devices", {})
+    grants: dict[str, dict[str, Track]] = {}
+    for host, entry in summary.get("hosts", {}).items():
+        for nid, node in entry.get("nodes", {}).items():
+            device = short_name(str(node.get("device", "")))
+            track = nodes.get(host, {}).get(int(nid))
+            if track is not None and devices.get(device, {}).get("pooled") and track.has("present_pages"):
+                grants.setdefault(device, {})[host] = track
+    if not summary.get("hosts"):  # an interrupted run does not know which node is behind what
+        for (device, host), track in tracks_of(tables["scheduler"], ("device", "host")).items():
+            grants.setdefault(device, {})[host] = track
+    return grants
 
 
 def _styled_nodes(m: Material, host: str) -> list[tuple[int, str, str]]:
@@ -456,4 +458,8 @@ def _moved_bytes(track: Track) -> int:
 
 
 def _last(track: Track | None) -> int:
-    return int(track.columns["granted_pages"][-1]) if track else 0
+    return int(track.columns[_pages_column(track)][-1]) if track else 0
+
+
+def _pages_column(track: Track) -> str:
+    return "granted_pages" if "granted_pages" in track.columns else "present_pages"

@@ -118,8 +118,8 @@ def _cards(summary: Mapping[str, Any]) -> str:
             (f"{total['page faults']:,}", "page faults"),
             (
                 f"{total['demoted']:,}",
-                f"pages demoted; {total['to compressed RAM']:,} to compressed RAM, "
-                f"{total['to a pooled device']:,} to a pooled device",
+                f"pages demoted; {total['of them to compressed RAM']:,} to compressed RAM, "
+                f"{total['of them to a pooled device']:,} to a pooled device",
             ),
             (
                 f"{sum(n for label, n in total.items() if label.startswith('promoted')):,}",

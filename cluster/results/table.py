@@ -25,8 +25,8 @@ _NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_n
 MOVES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("page faults", ("pgfault",)),
     ("demoted", ("pgdemote_kswapd", "pgdemote_direct")),
-    ("  to compressed RAM", ("demote_compressed",)),
-    ("  to a pooled device", ("demote_pooled",)),
+    ("  of them to compressed RAM", ("demote_compressed",)),
+    ("  of them to a pooled device", ("demote_pooled",)),
     ("promoted by hint faults", ("pgpromote_success",)),
     ("promoted by writes to compressed RAM", ("pgpromote_fence",)),
     ("promoted by the node's driver", ("pgpromote_owner",)),

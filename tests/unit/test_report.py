@@ -117,6 +117,8 @@ def test_an_interrupted_run_says_so() -> None:
     assert "This run was interrupted at 20 ms of virtual time." in html
     assert "no digest, as the run did not end" in html
     assert len(Page(html).specs) == len(TITLES)
+    granted = Page(html).specs["spec-7"]["data"]
+    assert [(t["name"], t["y"]) for t in granted] == [("h0", [0, 0, 1, 1, 1]), ("h1", [0, 0, 2, 2, 2])]
     assert "interrupted" not in page_of(summary_of(), samples_of())
 
 
@@ -166,8 +168,7 @@ def test_values_of_the_plots() -> None:
     assert moves.note.startswith("None in the whole run: demoted while an allocation waits")
     assert [t["y"] for t in ratio.panels[0].traces] == [[2.5] * 5] * 2
     assert full.panels[0].traces[0]["y"] == [0.195312] * 5
-    # The last value is the summary's: the scheduler is not sampled after what it did last.
-    assert [t["y"] for t in pool.panels[0].traces] == [[0.0, 0.0, 1.0, 1.0, 2.0], [0.0, 0.0, 2.0, 2.0, 4.0]]
+    assert [(t["name"], t["y"]) for t in pool.panels[0].traces] == [("h0", [8.0] * 5), ("h1", [8.0] * 5)]
     assert [panel.title for panel in loaded.panels] == ["dram", "compressed-ram"]
     assert traffic.panels[0].traces[0]["y"][-1] == pytest.approx(4096 / 0.005 / 2**20, rel=1e-5)
 

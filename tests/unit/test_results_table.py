@@ -25,8 +25,8 @@ accesses                 80.00 %          13.33 %           6.67 %
 pages and extents                              h0
 page faults                                    40
 demoted                                        20
-  to compressed RAM                            12
-  to a pooled device                            3
+  of them to compressed RAM                    12
+  of them to a pooled device                    3
 promoted by hint faults                         0
 promoted by writes to compressed RAM            3
 promoted by the node's driver                   0
