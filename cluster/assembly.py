@@ -112,7 +112,6 @@ class _Assembly:
         hosts = [self._host(host, name) for host in self.config.hosts for name in host.names]
         devices = [self._device(name) for name in sorted(self.devices) if self.backs[name]]
         entries = [self._scheduler(), *devices, *hosts]
-        plain = config_to_plain(self.config)
         return Plan(
             name=self.config.name,
             seed=self.config.seed,
@@ -120,11 +119,25 @@ class _Assembly:
             duration_ns=self.config.engine.duration_ns,
             participants=tuple(sorted(entries, key=lambda e: e.name)),
             resources=self.resources,
-            identity={"config": plain, "resources": {k: _fingerprint(v) for k, v in self.resources.items()}},
+            identity={
+                "config": self._config_by_content(),
+                "resources": {name: _fingerprint(array) for name, array in self.resources.items()},
+            },
         )
 
+    def _config_by_content(self) -> dict[str, Any]:
+        """The configuration with recordings named by their place among the resources: where a file lies is not
+        part of what a run is.
+        """
+        plain = config_to_plain(self.config)
+        for host in plain["hosts"]:
+            for process in host["processes"]:
+                workload = process["workload"]
+                if workload["kind"] == "replay":
+                    workload["recording"] = self._recordings[workload["recording"]]["accesses"]
+        return plain
+
     # -- hosts
-    # ----------------------------------------------------------------------------------------------------
 
     def _host(self, host: HostConfig, name: str) -> ParticipantPlan:
         streams, programs, needed = [], [], []
@@ -177,7 +190,6 @@ class _Assembly:
         }
 
     # -- workloads and contents
-    # -----------------------------------------------------------------------------------
 
     def _workload(self, process: ProcessConfig, host: str) -> tuple[dict[str, Any], int]:
         """(stream spec, content source) of a process."""
@@ -200,12 +212,13 @@ class _Assembly:
         return stream, self._generator(process.content)
 
     def _recording(self, workload: ReplayWorkload) -> dict[str, Any]:
-        """Load a recording once; its arrays are named by where they came from."""
+        """Load a recording once; its arrays are named by its number."""
         key = workload.recording
         if key not in self._recordings:
             trace = open_trace(self.config.recording_path(workload))
             rows, table = trace.images()
-            names = {part: f"{key}#{part}" for part in ("accesses", "rows", "table")}
+            name = f"recording-{len(self._recordings)}"
+            names = {part: f"{name}/{part}" for part in ("accesses", "rows", "table")}
             self.resources[names["accesses"]] = trace.accesses()
             self.resources[names["rows"]] = rows
             self.resources[names["table"]] = table
@@ -234,7 +247,6 @@ class _Assembly:
         return self._source_ids[key]
 
     # -- devices
-    # --------------------------------------------------------------------------------------------------
 
     def _device(self, name: str) -> ParticipantPlan:
         needed = [v for s in self.sources for k, v in s.items() if k in ("rows", "table")]

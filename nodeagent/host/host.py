@@ -77,7 +77,6 @@ class Host:
         self.seen_accesses = self.memory.nr_accesses.copy()
 
     # -- the participant's interface
-    # ------------------------------------------------------------------------------
 
     def step(self, inbox: list[Message], clock: Clock) -> Outbox:
         """Take in answers and reports, then run on: to the end of the epoch, or to where an extent is needed."""
@@ -125,7 +124,6 @@ class Host:
                 raise ProtocolError(f"{self.name} cannot handle {type(body).__name__} from {message.sender}")
 
     # -- running
-    # --------------------------------------------------------------------------------------------------
 
     def _run(self, clock: Clock) -> bool:
         """Run slices up to the epoch's end. False when the host had to stop for an extent."""
@@ -180,7 +178,6 @@ class Host:
             program.set_costs(self.memory)
 
     # -- the end of an epoch
-    # --------------------------------------------------------------------------------------
 
     def _end_epoch(self, clock: Clock) -> None:
         memory = self.memory
@@ -243,7 +240,6 @@ class Host:
         }
 
     # -- state
-    # ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         """The whole state; see participant.Participant."""

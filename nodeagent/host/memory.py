@@ -216,7 +216,6 @@ class Memory:
         return holder.source, int(self.frames.object_index[pfn])
 
     # -- LRU
-    # ------------------------------------------------------------------------------------------------------
 
     def lru_arrays(self) -> tuple[np.ndarray, ...]:
         """The arrays that the LRU kernel takes, in its order."""
@@ -244,7 +243,6 @@ class Memory:
         return [int(n) for n in self.lru_size[nid * NR_LRU_LISTS : (nid + 1) * NR_LRU_LISTS]]
 
     # -- snapshots
-    # ------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         return {

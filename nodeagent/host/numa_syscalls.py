@@ -108,7 +108,6 @@ def _node_at(memory: Memory, task: Task, vpn: int) -> int:
 
 
 # -- mbind
-# ----------------------------------------------------------------------------------------------------------
 
 
 def mbind(
@@ -237,7 +236,6 @@ def _policy_context(memory: Memory, task: Task, vpn: int) -> AllocContext:
 
 
 # -- moving pages
-# -----------------------------------------------------------------------------------------------------
 
 
 def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> int:

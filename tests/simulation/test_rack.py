@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from privmem.cluster.assembly import build, make_plan
 from privmem.cluster.config import load_config
 from privmem.cluster.engine import Engine, RunResult
+from privmem.cluster.errors import ConfigError
 from privmem.cluster.plan import Plan
 from privmem.cluster.reference import SequentialRun
 from privmem.cluster.runtime.base import DEFAULT_BUILD
 from privmem.cluster.runtime.inline import InlineRuntime
+from privmem.cluster.traces import TraceHeader, distinct_rows, write_trace
 from privmem.scheduler import plain
 
 RACK = Path(__file__).with_name("rack.yaml")
@@ -130,3 +133,31 @@ def test_halving_the_epoch_moves_the_headline_figures_little(plain_run):
     )
     moved["time_ns"] = 100 * abs(after - before) / before
     assert max(moved.values()) < EPOCH_BOUND_PERCENT, moved
+
+
+def test_where_a_recording_lies_is_not_part_of_a_run(tmp_path):
+    """Neither is how its path is spelled; what it holds is."""
+    accesses = np.array([page << 1 | 1 for page in range(40)] * 5, dtype=np.uint32)
+    digests = []
+    for name, first in (("one.pmtrace", 0), ("sub/two.pmtrace", 0), ("three.pmtrace", 2)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        recorded = np.concatenate([accesses, accesses[:first]])
+        header = TraceHeader(name="t", nr_pages=40, image_at=(0,))
+        write_trace(tmp_path / name, header, recorded, distinct_rows([np.zeros((40, 4096), dtype=np.uint8)]))
+        text = RACK.read_text().split("    processes:")[0]
+        process = f"{{name: p, workload: {{kind: replay, recording: {name}}}}}"
+        (tmp_path / "rack.yaml").write_text(f"{text}    processes: [{process}]\n")
+        digests.append(run(make_plan(load_config(tmp_path / "rack.yaml"))).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_trace_without_page_contents_needs_others(tmp_path):
+    write_trace(tmp_path / "t.pmtrace", TraceHeader(name="t", nr_pages=4), np.zeros(9, dtype=np.uint32))
+    text = RACK.read_text().split("    processes:")[0]
+    replay = "workload: {kind: replay, recording: t.pmtrace}"
+    rack = tmp_path / "rack.yaml"
+    rack.write_text(f"{text}    processes: [{{name: p, {replay}}}]\n")
+    with pytest.raises(ConfigError, match=r"found 't\.pmtrace', which holds no pages"):
+        make_plan(load_config(rack))
+    rack.write_text(f"{text}    processes: [{{name: p, {replay}, content: {{kind: generator}}}}]\n")
+    assert run(make_plan(load_config(rack))).summary["accesses"] == 2 * 9
