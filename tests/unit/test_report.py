@@ -98,6 +98,13 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     ]
 
 
+def test_no_button_sends_the_plot_anywhere() -> None:
+    """plotly.js 4 has one that uploads it, by default."""
+    html = page_of(summary_of(), samples_of())
+    assert 'plotlyServerURL: "", showSendToCloud: false' in html
+    assert '"sendChartToCloud"' in html
+
+
 def test_plotly_js_is_inside() -> None:
     assert "<script>/* plotly.js */</script>" in page_of(summary_of(), samples_of())
     assert len(PLOTLY_JS()) > 1_000_000

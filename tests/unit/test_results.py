@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from privmem.cluster import results
 from privmem.cluster.engine import RunResult
 from privmem.cluster.errors import ConfigError
 from privmem.cluster.results import load_results, write_results
-from privmem.cluster.results.series import natural, tables_of
+from privmem.cluster.results.series import TABLES, natural, tables_of
 from privmem.cluster.rounds import RoundsLog
+from privmem.nodeagent.device.compression import COUNTS
+from privmem.nodeagent.host.memory import NUMASTAT
+from privmem.nodeagent.host.vmstat import EVENTS
 from privmem.scheduler import plain
 from privmem.scheduler.messages import Sample
 
@@ -173,3 +177,11 @@ def test_further_columns_and_tables_are_kept() -> None:
 def test_names_sort_as_people_count() -> None:
     names = ["h10", "h2", "h1", "a", "h10.n1", "10", "9"]
     assert sorted(names, key=natural) == ["9", "10", "a", "h1", "h2", "h10", "h10.n1"]
+
+
+def test_every_column_is_documented() -> None:
+    """`docs/results.md` names each column that a participant sends."""
+    text = (Path(__file__).parents[2] / "docs/results.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)`", text))
+    sent = {column for keys, columns in TABLES.values() for column in (*keys, *columns)}
+    assert sent | set(EVENTS) | set(NUMASTAT) | set(COUNTS) <= named
