@@ -146,20 +146,20 @@ class Scheduler:
         #: a return has nid -1. Kept sorted, so that the head is the next to be settled.
         self.queue: list[list[Any]] = []
         self.mail = Mailer(self.name)
+        #: The last epoch that was sampled.
         self.epoch = -1
         self.requests = 0
 
     def step(self, inbox: list[Message], clock: Clock) -> Outbox:
         """Book what devices report, then settle all requests up to the horizon."""
-        if clock.epoch != self.epoch:
-            if self.epoch >= 0:
-                self._sample(clock)
-            self.epoch = clock.epoch
         for message in inbox:
             self._receive(message)
         self.queue.sort(key=lambda row: row[:3])
         while self.queue and self.queue[0][0] <= clock.horizon_ns:
             self._settle(self.queue.pop(0))
+        if clock.horizon_ns >= clock.end_ns and clock.epoch > self.epoch:
+            self._sample(clock)
+            self.epoch = clock.epoch
         return Outbox(self.mail.take(), clock.end_ns, waits_for_horizon=bool(self.queue), finished=True)
 
     def _receive(self, message: Message) -> None:
@@ -212,11 +212,11 @@ class Scheduler:
             self.mail.send(_DEVICE_PREFIX + device, time_ns, AllocExtent(host, nid, pages))
 
     def _sample(self, clock: Clock) -> None:
-        """One row a device and host: the state in which the epochs since the last sample ended."""
+        """One row a device and host, when the epoch is over; an epoch without requests has none."""
         rows = [
             {
-                "epoch": self.epoch,
-                "time_ns": clock.start_ns,
+                "epoch": clock.epoch,
+                "time_ns": clock.end_ns,
                 "device": name,
                 "host": host,
                 "granted_pages": account.granted[host],
@@ -226,7 +226,7 @@ class Scheduler:
             for host in account.members
         ]
         if rows:
-            self.mail.send(RESULTS, clock.start_ns, Sample("scheduler", rows))
+            self.mail.send(RESULTS, clock.end_ns, Sample("scheduler", rows))
 
     def snapshot(self) -> dict[str, Any]:
         """The whole state."""

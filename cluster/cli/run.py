@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from privmem.cluster.engine import RunResult
 from privmem.cluster.errors import ConfigError
 from privmem.cluster.folder import RunRecord, check_out
 from privmem.cluster.progress import span
-from privmem.cluster.results import write_results
+from privmem.cluster.results import summary_text, write_results
 from privmem.cluster.results.table import format_table
 from privmem.cluster.runner import Outcome, Runner, RunOptions, Write
 from privmem.cluster.runtime import DEFAULT_RUNTIME, RUNTIMES
@@ -102,7 +101,7 @@ def report(outcome: Outcome, *, as_json: bool) -> int:
     """Print how a run ended; returns the exit status."""
     summary = outcome.result.summary
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print(summary_text(summary), end="")
         if not outcome.interrupted:
             print(f"results: {outcome.path}", file=sys.stderr)
     elif not outcome.interrupted:

@@ -97,6 +97,7 @@ class Program:
         while self.time_ns < until_ns and not self.ended and not memory.out_of_memory:
             if self.position == self.filled and not self._refill():
                 return
+            begun = self.position
             self.position, spent, why = run_accesses(
                 memory.page_table.pte,
                 self.batch,
@@ -108,7 +109,7 @@ class Program:
                 (until_ns - self.time_ns) * self.spec.threads - self.carry_ns,
                 memory.nr_accesses,
             )
-            self.access_ns += spent
+            self.access_ns += spent - self.spec.think_ns * (self.position - begun)
             self._pass(spent)
             if why not in (STOP_END, STOP_BUDGET):
                 self._fault(memory, until_ns)

@@ -151,13 +151,14 @@ def test_a_return_counts_from_its_time_on():
 def test_sample_once_an_epoch():
     s = make(granted={H0: 256})
     assert s.step([], clock(0)).messages == []
-    assert s.step([], clock(0)).messages == []
-    (message,) = s.step([], clock(1000, epoch=1)).messages
+    assert s.step([], clock(999)).messages == []
+    (message,) = s.step([], clock(1000)).messages
     assert (message.to, message.time_ns) == ("results", 1000)
     row = {"epoch": 0, "time_ns": 1000, "device": "pool", "refused": 0}
     assert message.body == Sample(
         "scheduler", [row | {"host": H0, "granted_pages": 256}, row | {"host": H1, "granted_pages": 0}]
     )
+    assert s.step([], clock(1000)).messages == []
 
 
 @pytest.mark.parametrize(
