@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from privmem.cluster import errors
 from privmem.cluster.errors import ConfigError, InvariantError, ParticipantLost, PrivmemError
@@ -162,9 +163,9 @@ class RayRuntime:
         """Start Ray or connect to it, start the actors, compare what is installed, build the participants."""
         mine = installed()
         self._connect(sum(array.nbytes for array in plan.resources.values()))
-        actor_class = ray.remote(SeatsActor).options(num_cpus=0, scheduling_strategy="SPREAD")
         groups = list(_groups(plan, self.pack))
-        self.actors = [([entry.name for entry in group], actor_class.remote()) for group in groups]
+        actors = _place_actors(len(groups))
+        self.actors = [([e.name for e in group], actor) for group, actor in zip(groups, actors, strict=True)]
         self._compare_installed(mine)
         if self._reaper is not None:
             self._reaper.watch_children()
@@ -268,6 +269,22 @@ class RayRuntime:
 def _machine() -> tuple[str, str]:
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     return str(address), str(ray.get_runtime_context().get_node_id())
+
+
+def _place_actors(count: int) -> list[Any]:
+    """Actors over the living nodes in turn. Ray's own SPREAD may put all of them on one node when it has not yet
+    heard of the others.
+    """
+    alive: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = sorted(node["NodeID"] for node in alive if node["Alive"])
+    actor_class = ray.remote(SeatsActor)
+    return [
+        actor_class.options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True),
+        ).remote()
+        for number in range(count)
+    ]
 
 
 def _groups(plan: Plan, pack: int) -> Iterable[list[ParticipantPlan]]:
