@@ -281,7 +281,7 @@ def _place_actors(count: int) -> list[Any]:
     return [
         actor_class.options(
             num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=False),
         ).remote()
         for number in range(count)
     ]
