@@ -21,9 +21,12 @@ from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page
 from privmem.scheduler.abi import Reason
 
 
-def fence_fault(memory: Memory, slot: int, ctx: AllocContext) -> int:
+def fence_fault(memory: Memory, slot: int, ctx: AllocContext, own: bool) -> int:
     """A store to a page of a fenced node: promote the page and let the store go on. Returns ns. May raise
     NeedsExtent.
+
+    Unless the page is the writer's `own`, the store faults again where the page is then, and the page is
+    copied or shared there as anywhere.
     """
     pte = memory.page_table.pte
     pfn = int(pte[slot]) >> PTE_PFN_SHIFT
@@ -36,7 +39,7 @@ def fence_fault(memory: Memory, slot: int, ctx: AllocContext) -> int:
     memory.lru_del(pfn)
     as_array = np.array([pfn, new], dtype=np.int32)
     move_to_frames(memory, as_array[:1], as_array[1:], Reason.PROMOTION)
-    if memory.mapped_once(new):
+    if own and memory.mapped_once(new):
         pte[slot] |= np.uint32(PTE_WRITABLE)
     memory.vmstat.add("pgpromote_fence")
     return FAULT_NS + migrate_cost_ns(source, target)

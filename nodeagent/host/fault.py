@@ -108,7 +108,8 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     slot = vma.slot_of(vpn)
     pfn = int(memory.page_table.pte[slot]) >> PTE_PFN_SHIFT
     if memory.nodes[memory.frames.nid_of(pfn)].fenced:
-        return cram.fence_fault(memory, slot, task.promotion_context())
+        own = not (vma.private and memory.is_object_page(pfn))
+        return cram.fence_fault(memory, slot, task.promotion_context(), own)
     if vma.kind != VMA_ANON and not vma.private:
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
         return WP_FAULT_NS

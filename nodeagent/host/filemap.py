@@ -25,6 +25,7 @@ from privmem.nodeagent.host.layout import (
     PTE_WRITABLE,
 )
 from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.migrate import store_content
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
 from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_page
 from privmem.nodeagent.host.pagecache import FILE, SHMEM, MemObject
@@ -55,6 +56,7 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         own = alloc_page(memory, task.context_of(*vma_request(memory, task, vma, vpn)))
         if own < 0:
             return own
+        pfn = holder.pages[index]  # not what it was before the allocation, if that reclaimed
         memory.frames.version[own] = memory.frames.version[pfn]
         map_page(memory, slot, own, writable=True, dirty=True)
         memory.lru_batches.add(task.cpu, own)
@@ -81,6 +83,9 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int) -> int:
     memory.frames.object_index[pfn] = index
     holder.pages[index] = pfn
     memory.lru_add(pfn)
+    node = memory.nodes[memory.frames.nid_of(pfn)]
+    if node.spec.stores:
+        store_content(memory, node, np.array([pfn], dtype=np.int32))
     memory.lru_batches.add(task.cpu, pfn)
     return pfn
 
@@ -153,7 +158,7 @@ def sync(memory: Memory) -> None:
                 continue
             for s in slots:
                 pte[s] &= np.uint32(0xFFFFFFFF ^ (PTE_DIRTY | PTE_WRITABLE))
-            memory.frames.version[pfn] += np.uint16(1)
+            memory.frames.version[pfn : pfn + 1] += np.uint16(1)  # an array wraps around, a scalar warns
 
 
 def drop_caches(memory: Memory) -> int:

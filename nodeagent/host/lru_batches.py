@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 #: `PAGEVEC_SIZE`: the batch goes to the lists when the fifteenth page comes.
 BATCH_PAGES = 15
 
@@ -21,8 +23,7 @@ class LruBatches:
 
     def __init__(self) -> None:
         self._batches: dict[int, list[int]] = {}
-        #: Page frame -> CPU whose batch holds it. A frame that was freed and used anew belongs to the later
-        #: CPU.
+        #: Page frame -> CPU whose batch holds it.
         self._holder: dict[int, int] = {}
 
     def add(self, cpu: int, pfn: int) -> None:
@@ -32,6 +33,12 @@ class LruBatches:
         self._holder[pfn] = cpu
         if len(batch) == BATCH_PAGES:
             self.drain(cpu)
+
+    def forget(self, pfns: np.ndarray) -> None:
+        """Frames are free: their next owners are not held. They still count as members of their batch."""
+        if self._holder:
+            for pfn in pfns.tolist():
+                self._holder.pop(pfn, None)
 
     def drain(self, cpu: int) -> None:
         """`lru_add_drain` on a CPU."""

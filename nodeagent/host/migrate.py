@@ -42,6 +42,7 @@ def migrate_isolated(
     if len(pfns) > room_pages(target):
         raise InvariantError(f"{len(pfns)} pages do not fit into node {target.nid}")
     new = target.buddy.alloc_bulk(len(pfns))
+    memory.vmstat.add("pgalloc", len(pfns))
     move_to_frames(memory, pfns, new, reason)
     return new
 

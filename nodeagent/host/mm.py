@@ -104,16 +104,15 @@ class PageTable:
         return slot
 
     def give_back(self, slot: int, nr_pages: int) -> None:
-        """Return slots whose entries are all empty; the range may be part of a region."""
-        region = self.find(slot)
+        """Return slots whose entries are all empty; the range may be part of a region, or of several."""
         end = slot + nr_pages
-        if end > region.end:
-            raise InvariantError(f"slots {slot}..{end} are not of one region")
-        self.regions.remove(region)
-        if end < region.end:
-            self._insert(region.cut(end, region.end))
-        if region.start < slot:
-            self._insert(region.cut(region.start, slot))
+        for part in self.parts(slot, nr_pages):
+            region = self.find(part.start)
+            self.regions.remove(region)
+            if end < region.end:
+                self._insert(region.cut(end, region.end))
+            if region.start < slot:
+                self._insert(region.cut(region.start, slot))
         free = sorted([*self._free, (slot, nr_pages)])
         self._free = []
         for begin, length in free:
@@ -128,6 +127,28 @@ class PageTable:
         if at < 0 or slot >= self.regions[at].end:
             raise InvariantError(f"slot {slot} belongs to no region")
         return self.regions[at]
+
+    def parts(self, slot: int, nr_pages: int) -> list[Region]:
+        """The regions of these slots, cut to them. A VMA that was merged can have several."""
+        found: list[Region] = []
+        end = slot + nr_pages
+        while slot < end:
+            region = self.find(slot)
+            found.append(region.cut(slot, min(end, region.end)))
+            slot = region.end
+        return found
+
+    def take_copy(self, slot: int, nr_pages: int, mm_id: int, vpn: int) -> int:
+        """`take`, for pages that hold what those of `nr_pages` slots from `slot` on hold."""
+        parts = self.parts(slot, nr_pages)
+        new = self.take(nr_pages, mm_id, vpn)
+        self.regions.remove(self.find(new))
+        for part in parts:
+            at = part.start - slot
+            self._insert(
+                replace(part, start=new + at, end=new + at + part.end - part.start, mm_id=mm_id, vpn=vpn + at)
+            )
+        return new
 
     def content_of(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(source uint16, index uint32) of the anonymous pages at these slots."""

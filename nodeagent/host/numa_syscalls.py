@@ -23,7 +23,7 @@ from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import move_to_frames
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
-from privmem.nodeagent.host.page_alloc import AllocContext, NeedsExtent, alloc_page, free_page
+from privmem.nodeagent.host.page_alloc import AllocContext, NeedsExtent, alloc_page, free_unused_page
 from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import mempolicy, nodemask
@@ -241,8 +241,12 @@ def _policy_context(memory: Memory, task: Task, vpn: int) -> AllocContext:
 def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> int:
     """`migrate_pages`: each frame to a new one from its context. Returns how many found no place and stay.
 
-    All new frames are taken before anything moves, so that NeedsExtent leaves the pages where they are.
+    The pages are isolated first, out of reach of the reclaim that the allocations may start. All new frames
+    are taken before anything moves, so that NeedsExtent leaves the pages where they are.
     """
+    for pfn in pfns:
+        memory.lru_del(pfn)
+    stay: list[int] = []
     pairs: list[tuple[int, int]] = []
     taken: dict[int, int] = {}
     try:
@@ -250,10 +254,16 @@ def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> i
             new = _target_frame(memory, context, taken)
             if new >= 0:
                 pairs.append((pfn, new))
+            else:
+                stay.append(pfn)
     except NeedsExtent:
         for _, new in pairs:
-            free_page(memory, new)
+            free_unused_page(memory, new)
+        for pfn in pfns:
+            memory.lru_add(pfn)
         raise
+    for pfn in stay:
+        memory.lru_add(pfn)
     nid_of = memory.frames.nid_of
     run: list[tuple[int, int]] = []
     for pair in pairs:
@@ -263,7 +273,7 @@ def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> i
         run.append(pair)
     if run:
         _move_run(memory, run)
-    return len(pfns) - len(pairs)
+    return len(stay)
 
 
 def _target_frame(memory: Memory, context: AllocContext, taken: dict[int, int]) -> int:
@@ -275,15 +285,13 @@ def _target_frame(memory: Memory, context: AllocContext, taken: dict[int, int]) 
         return new
     node = memory.nodes[memory.frames.nid_of(new)]
     if node.spec.stores and taken.get(node.nid, 0) >= node.store_room_pages:
-        free_page(memory, new)
+        free_unused_page(memory, new)
         return -errno.ENOMEM
     taken[node.nid] = taken.get(node.nid, 0) + 1
     return new
 
 
 def _move_run(memory: Memory, run: list[tuple[int, int]]) -> None:
-    for pfn, _ in run:
-        memory.lru_del(pfn)
     old = np.array([pfn for pfn, _ in run], dtype=np.int32)
     new = np.array([pfn for _, pfn in run], dtype=np.int32)
     move_to_frames(memory, old, new, Reason.USER_MOVE)

@@ -1,7 +1,8 @@
 """The OOM killer: when neither reclaim nor the pool can help, the largest program goes.
 
 Models `oom_badness` of Linux 6.1 without oom_score_adj: the task with the most resident pages; the lower pid
-among equals.
+among equals. A task that runs can be chosen even when it has no page, as in the kernel: where memory is held
+by what no program owns, killing ends the tasks that ask for more.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from privmem.nodeagent.host.program import Program
 
 def kill_largest(memory: Memory, programs: list[Program]) -> None:
     """`oom_kill_process`: the victim's memory is free at once."""
-    alive = [p for p in programs if not p.killed and _resident_pages(memory, p)]
-    if not alive:
-        return
+    alive = [p for p in programs if not p.killed and (not p.ended or _resident_pages(memory, p))]
     victim = max(alive, key=lambda p: (_resident_pages(memory, p), -p.spec.pid))
     for vma in victim.task.mm.vmas:
         unmap_range(memory, vma)

@@ -66,7 +66,14 @@ class Outgoing:
         return taken
 
     def snapshot(self) -> dict[str, Any]:
-        return {device: [list(run) for run in runs] for device, runs in self._runs.items()}
+        return _copy(self._runs)
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        self._runs = {device: [list(run) for run in runs] for device, runs in snapshot.items()}
+        self._runs = _copy(snapshot)
+
+
+def _copy(runs_by_device: dict[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
+    return {
+        device: [[kind, *(list(column) for column in columns)] for kind, *columns in runs]
+        for device, runs in runs_by_device.items()
+    }

@@ -132,10 +132,18 @@ def free_page(memory: Memory, pfn: int) -> None:
     release_frames(memory, memory.nodes[memory.frames.nid_of(pfn)], np.array([pfn], dtype=np.int32))
 
 
+def free_unused_page(memory: Memory, pfn: int) -> None:
+    """Give back a frame that nothing was put into: a storing device never heard of it."""
+    memory.frames.flags[pfn] = 0
+    memory.nodes[memory.frames.nid_of(pfn)].buddy.free(pfn)
+    memory.vmstat.add("pgfree")
+
+
 def release_frames(memory: Memory, node: Node, pfns: np.ndarray) -> None:
     """Give frames of one node back to its buddy."""
     if node.spec.stores:
         memory.outgoing.free(node.spec.device, pfns - node.start_pfn)
     memory.frames.flags[pfns] = 0
+    memory.lru_batches.forget(pfns)
     node.buddy.free_bulk(pfns)
     memory.vmstat.add("pgfree", len(pfns))

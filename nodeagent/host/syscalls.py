@@ -61,14 +61,14 @@ def mmap_object(
     memory: Memory, task: Task, start: int, nr_pages: int, holder: MemObject, private: bool, index: int = 0
 ) -> int:
     """MAP_SHARED or MAP_PRIVATE of pages [index, index + nr_pages) of a file or object."""
-    error = _make_room(memory, task, start, nr_pages)
-    if error:
-        return error
+    if nr_pages <= 0:
+        return -errno.EINVAL
+    holder.vma_pages += nr_pages  # before the room is made: what goes there may be its last other mapping
+    _make_room(memory, task, start, nr_pages)
     slot = memory.page_table.take(nr_pages, task.mm.mm_id, start, holder.source, index)
     end = start + nr_pages
     vma = Vma(start, end, slot, VMA_OBJECT, object_id=holder.object_id, index=index, private=private)
     task.mm.insert(vma)
-    holder.vma_pages += nr_pages
     return 0
 
 
@@ -135,17 +135,23 @@ def _touch_part(memory: Memory, task: Task, part: Vma, is_write: bool) -> int:
     wanted = np.uint32(PTE_PRESENT | (PTE_WRITABLE if is_write else 0))
     entries = memory.page_table.pte[part.slot : part.slot + part.nr_pages]
     unready = (entries & wanted != wanted) | (entries & np.uint32(PTE_PROTNONE) != 0)
+    # Those that need no fault come first: the reclaim that a fault starts may move them.
+    entries[~unready] |= np.uint32(used)
     for offset in np.flatnonzero(unready).tolist():
-        error = _fault_until_ready(memory, task, part.start + offset, part.slot + offset, is_write)
+        slot = part.slot + offset
+        error = _fault_until_ready(memory, task, part.start + offset, slot, is_write)
         if error:
             return error
-    # Not the view from above: a fault may have let the table grow.
-    memory.page_table.pte[part.slot : part.slot + part.nr_pages] |= np.uint32(used)
+        memory.page_table.pte[slot] |= np.uint32(used)
     return 0
 
 
 def _fault_until_ready(memory: Memory, task: Task, vpn: int, slot: int, is_write: bool) -> int:
+    """A page of a fenced node for which there is no memory gives -ENOMEM: no time passes here in which a
+    further try could find some.
+    """
     wanted = PTE_PRESENT | (PTE_WRITABLE if is_write else 0)
+    fails = memory.vmstat.count["pgpromote_fence_fail"]
     while True:
         entry = int(memory.page_table.pte[slot])
         if entry & wanted == wanted and not entry & PTE_PROTNONE:
@@ -153,6 +159,8 @@ def _fault_until_ready(memory: Memory, task: Task, vpn: int, slot: int, is_write
         took = handle_fault(memory, task, vpn, is_write)
         if took < 0:
             return took
+        if memory.vmstat.count["pgpromote_fence_fail"] > fails:
+            return -errno.ENOMEM
 
 
 def fork(memory: Memory, parent: Task, pid: int) -> Task:
@@ -166,9 +174,7 @@ def fork(memory: Memory, parent: Task, pid: int) -> Task:
     child.policy, child.mems_allowed, child.il_prev = parent.policy, parent.mems_allowed, parent.il_prev
     table = memory.page_table
     for vma in parent.mm.vmas:
-        region = table.find(vma.slot)
-        index = region.index + vma.slot - region.start
-        slot = table.take(vma.nr_pages, child.mm.mm_id, vma.start, region.source, index)
+        slot = table.take_copy(vma.slot, vma.nr_pages, child.mm.mm_id, vma.start)
         child.mm.insert(replace(vma, slot=slot))
         if vma.kind == VMA_OBJECT:
             memory.page_cache.of(vma.object_id).vma_pages += vma.nr_pages
