@@ -90,8 +90,11 @@ def _check_lists(memory: Memory, node: Node) -> None:
             count == memory.lru_size[lru], f"LRU list {lru}: {count} frames, counted {memory.lru_size[lru]}"
         )
         on_lists += count
-    flagged = int(np.count_nonzero(memory.frames.flags[_frames_of(node)] & PG_LRU))
+    flags = memory.frames.flags[_frames_of(node)]
+    flagged = int(np.count_nonzero(flags & PG_LRU))
     _require(on_lists == flagged, f"node {node.nid}: {flagged} frames say they are on a list, {on_lists} are")
+    forgotten = int(np.count_nonzero((flags & (PG_ALLOCATED | PG_LRU)) == PG_ALLOCATED))
+    _require(not forgotten, f"node {node.nid}: reclaim cannot find {forgotten} pages, they are on no list")
 
 
 def _check_isolation(memory: Memory, node: Node) -> None:

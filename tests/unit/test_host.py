@@ -275,6 +275,10 @@ def _cut_a_list(memory):
     memory.frames.next_[memory.lru_head[0]] = -1
 
 
+def _forget_a_page(memory):
+    memory.lru_del(int(memory.lru_head[0]))
+
+
 def _open_the_fence(memory):
     slot = int(memory.frames.rmap[memory.nodes[2].start_pfn : memory.nodes[2].start_pfn + 256].max())
     memory.page_table.pte[slot] |= np.uint32(2)
@@ -287,7 +291,16 @@ def _stray_page(memory):
 
 @pytest.mark.parametrize(
     "damage",
-    [_free_twice, _lose_a_frame, _map_twice, _miscount_a_list, _cut_a_list, _open_the_fence, _stray_page],
+    [
+        _free_twice,
+        _lose_a_frame,
+        _map_twice,
+        _miscount_a_list,
+        _cut_a_list,
+        _forget_a_page,
+        _open_the_fence,
+        _stray_page,
+    ],
 )
 def test_the_recount_sees_damage(rack, stream, damage):
     r = big(rack, stream, rounds=1)
