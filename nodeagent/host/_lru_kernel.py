@@ -15,6 +15,7 @@ from privmem.nodeagent.host.layout import (
     LRU_INACTIVE_ANON,
     NIL,
     PG_ACTIVE,
+    PG_DIRTY,
     PG_FILE,
     PG_LRU,
     PG_REFERENCED,
@@ -31,7 +32,7 @@ _FLAGS = np.uint32(PTE_FLAGS)
 _NOT_WRITABLE = np.uint32(0xFFFFFFFF ^ (PTE_WRITABLE | PTE_DIRTY))
 _NOT_DIRTY = np.uint32(0xFFFFFFFF ^ PTE_DIRTY)
 _DIRTY = np.uint32(PTE_DIRTY)
-_MOVED_FLAGS = np.uint16(0xFFFF ^ (PG_LRU | PG_ACTIVE))
+_MOVED_FLAGS = np.uint16(0xFFFF ^ PG_LRU)
 
 
 @njit(cache=True)
@@ -147,10 +148,13 @@ def putback(pfns, nr, base, head, tail, size, next_, prev, flags):
 
 
 @njit(cache=True)
-def collect_dirty(pfns, nr, flags_out, rmap, rmap_next, pte):
+def collect_dirty(pfns, nr, flags_out, flags, rmap, rmap_next, pte):
     """flags_out[i] = 1 when a mapping of pfns[i] was written since the last look; clears the dirty bits."""
     for i in range(nr):
         dirty = 0
+        if flags[pfns[i]] & np.uint16(PG_DIRTY):
+            flags[pfns[i]] &= np.uint16(0xFFFF ^ PG_DIRTY)
+            dirty = 1
         slot = rmap[pfns[i]]
         while slot != 0:
             if pte[slot] & _DIRTY:

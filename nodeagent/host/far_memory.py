@@ -57,5 +57,5 @@ def _promote_hot(memory: Memory, node: Node) -> None:
             continue
         for pfn in here.tolist():
             memory.lru_del(pfn)
-        migrate_isolated(memory, here, node, target, Reason.OWNER)
+        migrate_isolated(memory, here, node, target, Reason.OWNER, target.nid, home)
         memory.vmstat.add("pgpromote_owner", len(here))

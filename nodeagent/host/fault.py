@@ -14,6 +14,7 @@ import numpy as np
 from privmem.nodeagent.host import cram, numa_balancing
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
 from privmem.nodeagent.host.layout import (
+    PG_DIRTY,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_PFN_SHIFT,
@@ -42,7 +43,7 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
     if not entry & PTE_PRESENT:
         took = _not_present(memory, task, vma, vpn, is_write)
     elif entry & PTE_PROTNONE:
-        took = numa_balancing.hint_fault(memory, task, slot, memory.numa_balancing)
+        took = numa_balancing.hint_fault(memory, task, vma, slot, memory.numa_balancing)
     elif is_write and not entry & PTE_WRITABLE:
         took = write_protect_fault(memory, task, vma, vpn)
     else:
@@ -88,9 +89,14 @@ def add_mapping(memory: Memory, slot: int, pfn: int, flags: int) -> None:
 
 
 def remove_mapping(memory: Memory, slot: int) -> int:
-    """`page_remove_rmap`: empty an entry; returns the frame, which may have other mappings."""
+    """`page_remove_rmap`: empty an entry; returns the frame, which may have other mappings. That it was
+    written stays known.
+    """
     table, rmap = memory.page_table, memory.frames.rmap
-    pfn = int(table.pte[slot]) >> PTE_PFN_SHIFT
+    entry = int(table.pte[slot])
+    pfn = entry >> PTE_PFN_SHIFT
+    if entry & PTE_DIRTY:
+        memory.frames.flags[pfn] |= np.uint16(PG_DIRTY)
     at = int(rmap[pfn])
     if at == slot:
         rmap[pfn] = table.rmap_next[slot]

@@ -17,6 +17,7 @@ import numpy as np
 from privmem.nodeagent.host.costs import FAULT_NS
 from privmem.nodeagent.host.fault import add_mapping, map_page
 from privmem.nodeagent.host.layout import (
+    PG_DIRTY,
     PG_FILE,
     PG_OBJECT,
     PTE_ACCESSED,
@@ -154,8 +155,10 @@ def sync(memory: Memory) -> None:
             while slot:
                 slots.append(slot)
                 slot = int(rmap_next[slot])
-            if not any(int(pte[s]) & PTE_DIRTY for s in slots):
+            written = int(memory.frames.flags[pfn]) & PG_DIRTY
+            if not written and not any(int(pte[s]) & PTE_DIRTY for s in slots):
                 continue
+            memory.frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_DIRTY)
             for s in slots:
                 pte[s] &= np.uint32(0xFFFFFFFF ^ (PTE_DIRTY | PTE_WRITABLE))
             memory.frames.version[pfn : pfn + 1] += np.uint16(1)  # an array wraps around, a scalar warns
@@ -169,7 +172,8 @@ def drop_caches(memory: Memory) -> int:
     memory.lru_batches.drain_all()
     for holder in memory.page_cache.files():
         for index in sorted(holder.pages):
-            if int(memory.frames.rmap[holder.pages[index]]) == 0:
+            pfn = holder.pages[index]
+            if int(memory.frames.rmap[pfn]) == 0 and not int(memory.frames.flags[pfn]) & PG_DIRTY:
                 release(memory, holder, index)
                 dropped += 1
     return dropped

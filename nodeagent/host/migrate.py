@@ -12,7 +12,7 @@ from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
 from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT
 from privmem.nodeagent.host.memory import Memory, Node
-from privmem.nodeagent.host.page_alloc import release_frames
+from privmem.nodeagent.host.page_alloc import release_frames, zone_statistics
 from privmem.scheduler.abi import PAGE_SIZE, Reason
 from privmem.scheduler.errors import InvariantError
 
@@ -34,15 +34,24 @@ def migrate_cost_ns(source: Node, target: Node) -> int:
 
 
 def migrate_isolated(
-    memory: Memory, pfns: np.ndarray, source: Node, target: Node, reason: Reason
+    memory: Memory,
+    pfns: np.ndarray,
+    source: Node,
+    target: Node,
+    reason: Reason,
+    preferred_nid: int,
+    cpu_nid: int,
 ) -> np.ndarray:
     """Move isolated frames (allocated, on no list, all of `source`) onto `target`, which has room. Returns
     the new frames.
+
+    `preferred_nid`: the node that was asked first; `cpu_nid`: that of the CPU that moves the pages.
     """
     if len(pfns) > room_pages(target):
         raise InvariantError(f"{len(pfns)} pages do not fit into node {target.nid}")
     new = target.buddy.alloc_bulk(len(pfns))
     memory.vmstat.add("pgalloc", len(pfns))
+    zone_statistics(memory, preferred_nid, target.nid, cpu_nid, len(pfns))
     move_to_frames(memory, pfns, new, reason)
     return new
 
@@ -58,7 +67,7 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
     target = memory.nodes[memory.frames.nid_of(int(new[0]))]
     nr = len(pfns)
     frames = memory.frames
-    if target.spec.stores:
+    if target.spec.stores or target.fenced:  # there the entries lose their dirty bits
         _advance_written(memory, pfns)
     lru_kernel.move_frames(
         pfns,
@@ -100,5 +109,5 @@ def store_content(memory: Memory, target: Node, pfns: np.ndarray) -> None:
 def _advance_written(memory: Memory, pfns: np.ndarray) -> None:
     """Pages written since somebody last looked at their content move on to their next version."""
     dirty = np.zeros(len(pfns), dtype=np.uint16)
-    lru_kernel.collect_dirty(pfns, len(pfns), dirty, *memory.rmap_arrays())
+    lru_kernel.collect_dirty(pfns, len(pfns), dirty, memory.frames.flags, *memory.rmap_arrays())
     memory.frames.version[pfns] += dirty

@@ -5,7 +5,7 @@ Models Linux 6.1: `task_numa_work` (the scanner), `do_numa_page`, `should_numa_m
 it is accessed again within the hot threshold, and the promotion rate limit allows, it moves to the faulting
 CPU's node, provided that node stays above its high watermark; otherwise kswapd there is woken to make room.
 Private nodes are never scanned (feature series from F1 on). Left out: mode 1, the automatic adjustment of the
-threshold, adaptive scan periods.
+threshold, adaptive scan periods; the rate limit is one a host, the kernel has one a target node.
 """
 
 from __future__ import annotations
@@ -15,52 +15,86 @@ import numpy as np
 from privmem.nodeagent.host import _numa_kernel as numa_kernel
 from privmem.nodeagent.host.costs import HINT_FAULT_NS
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PROTNONE
-from privmem.nodeagent.host.memory import Memory, NumaBalancing
+from privmem.nodeagent.host.memory import Memory, Node, NumaBalancing
 from privmem.nodeagent.host.migrate import migrate_cost_ns, migrate_isolated, room_pages
+from privmem.nodeagent.host.mm import VMA_OBJECT, Vma
+from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.nodeagent.host.reclaim import wake_kswapd
 from privmem.nodeagent.host.task import Task
-from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SIZE, Reason
+from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT, PAGE_SIZE, Reason
 
 _MS = 1_000_000
 _SECOND_NS = 1_000_000_000
+#: Address space that one scan passes at most, in scan sizes (`virtpages`).
+_VIRTUAL_SHARE = 8
+#: Free memory above the promo watermark that is plenty on any node: 1 GiB.
+_PLENTY_PAGES = 1 << 30 >> PAGE_SHIFT
 
 
 def scan(memory: Memory, task: Task, knobs: NumaBalancing) -> None:
     """`task_numa_work`: when the task's scan period is over, take the access right from its next stretch of
     memory.
+
+    Only stretches in which an entry was changed count against the scan size; eight times as much address
+    space is the limit. The scan begins anew when it has come to the end of the address space.
     """
     if not knobs.tiering or memory.now_ns < task.next_scan_ns:
         return
     task.next_scan_ns = memory.now_ns + knobs.scan_period_ns
+    left = knobs.scan_size_bytes // PAGE_SIZE
+    left_virtual = left * _VIRTUAL_SHARE
+    start = task.scan_vpn
+    ahead = [vma for vma in task.mm.vmas if vma.end > start]
+    if not ahead:
+        start, ahead = 0, task.mm.vmas
+    for vma in ahead:
+        if not _follows_the_task(memory, task, vma):
+            continue
+        start = max(start, vma.start)
+        while start < vma.end:
+            if left <= 0 or left_virtual <= 0:
+                task.scan_vpn = start
+                return
+            end = min(start + left, vma.end)
+            changed = _protect(memory, vma.cut(start, end))
+            left -= end - start if changed else 0
+            left_virtual -= end - start
+            start = end
+    task.scan_vpn = 0
+
+
+def _protect(memory: Memory, part: Vma) -> int:
+    """`change_prot_numa`. Returns how many entries lost their access right."""
     scan_node = np.zeros(MAX_NUMNODES, dtype=np.uint8)
     for nid, node in memory.nodes.items():
         scan_node[nid] = not node.private and nid not in memory.top_tier
-    left = knobs.scan_size_bytes // PAGE_SIZE
-    ranges = [(v.start, v.end) for v in task.mm.vmas]
-    for start, end in [*ranges, *ranges]:
-        start = max(start, task.scan_vpn)
-        if start >= end or left <= 0:
-            continue
-        end = min(end, start + left)
-        for vma in task.mm.in_range(start, end):
-            changed = numa_kernel.protect_range(
-                memory.page_table.pte,
-                vma.slot,
-                vma.slot + vma.nr_pages,
-                memory.frames.node_of_section,
-                scan_node,
-                memory.frames.scan_ms,
-                memory.now_ns // _MS & 0xFFFF,
-            )
-            memory.vmstat.add("numa_pte_updates", changed)
-        left -= end - start
-        task.scan_vpn = end
-        if ranges and end >= ranges[-1][1]:
-            task.scan_vpn = 0
-            break
+    changed = numa_kernel.protect_range(
+        memory.page_table.pte,
+        part.slot,
+        part.slot + part.nr_pages,
+        part.private,
+        memory.frames.flags,
+        memory.frames.rmap,
+        memory.page_table.rmap_next,
+        memory.frames.node_of_section,
+        scan_node,
+        memory.frames.scan_ms,
+        memory.now_ns // _MS & 0xFFFF,
+    )
+    memory.vmstat.add("numa_pte_updates", int(changed))
+    return int(changed)
 
 
-def hint_fault(memory: Memory, task: Task, slot: int, knobs: NumaBalancing) -> int:
+def _follows_the_task(memory: Memory, task: Task, vma: Vma) -> bool:
+    """`vma_policy_mof`, and what `task_numa_work` skips besides: a policy that somebody set keeps its pages
+    (MPOL_F_NUMA_BALANCING is left out); so do shared memory and files mapped for reading.
+    """
+    if vma.kind == VMA_OBJECT and (not vma.writable or memory.page_cache.of(vma.object_id).kind == SHMEM):
+        return False
+    return vma.policy is None and task.policy is None
+
+
+def hint_fault(memory: Memory, task: Task, vma: Vma, slot: int, knobs: NumaBalancing) -> int:
     """`do_numa_page`: give the access right back, and promote the page if it is hot. Returns ns."""
     pte = memory.page_table.pte
     pte[slot] &= np.uint32(0xFFFFFFFF ^ PTE_PROTNONE)
@@ -71,19 +105,29 @@ def hint_fault(memory: Memory, task: Task, slot: int, knobs: NumaBalancing) -> i
     if source is target:
         memory.vmstat.add("numa_hint_faults_local")
         return HINT_FAULT_NS
-    if source.private or not _is_hot(memory, pfn, knobs):
+    if source.private or not _follows_the_task(memory, task, vma):
         return HINT_FAULT_NS
-    memory.vmstat.add("pgpromote_candidate")
-    if not _rate_allows(memory, knobs):
+    if not _should_migrate(memory, pfn, target, knobs):
         return HINT_FAULT_NS
-    if target.free_pages <= target.wmark.high_pages or not room_pages(target):
+    if target.free_pages <= target.wmark.high_pages + 1 or not room_pages(target):
         wake_kswapd(memory, target)
         memory.vmstat.add("pgmigrate_fail")
         return HINT_FAULT_NS
     memory.lru_del(pfn)
-    migrate_isolated(memory, np.array([pfn], dtype=np.int32), source, target, Reason.PROMOTION)
+    one = np.array([pfn], dtype=np.int32)
+    migrate_isolated(memory, one, source, target, Reason.PROMOTION, target.nid, task.cpu_nid)
     memory.vmstat.add("pgpromote_success")
     return HINT_FAULT_NS + migrate_cost_ns(source, target)
+
+
+def _should_migrate(memory: Memory, pfn: int, target: Node, knobs: NumaBalancing) -> bool:
+    """`should_numa_migrate_memory` for a page of a slow node: any page while the target has plenty of room
+    (`pgdat_free_space_enough`), hot ones within the rate limit otherwise.
+    """
+    enough = target.wmark.promo_pages + max(_PLENTY_PAGES, target.managed_pages >> 4)
+    if target.free_pages > enough:
+        return True
+    return _is_hot(memory, pfn, knobs) and _rate_allows(memory, knobs)
 
 
 def _is_hot(memory: Memory, pfn: int, knobs: NumaBalancing) -> bool:
@@ -95,9 +139,10 @@ def _is_hot(memory: Memory, pfn: int, knobs: NumaBalancing) -> bool:
 
 
 def _rate_allows(memory: Memory, knobs: NumaBalancing) -> bool:
-    """`numa_promotion_rate_limit`: candidates of the running second stay under the limit."""
-    if memory.now_ns - memory.rate_window_ns >= _SECOND_NS:
+    """`numa_promotion_rate_limit`: counts a candidate; those of the running second stay under the limit."""
+    memory.vmstat.add("pgpromote_candidate")
+    if memory.now_ns - memory.rate_window_ns > _SECOND_NS:
         memory.rate_window_ns = memory.now_ns
         memory.rate_window_start = memory.vmstat.count["pgpromote_candidate"]
     candidates = memory.vmstat.count["pgpromote_candidate"] - memory.rate_window_start
-    return candidates * PAGE_SIZE <= knobs.promote_rate_limit
+    return candidates < knobs.promote_rate_limit // PAGE_SIZE

@@ -71,7 +71,10 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
         memory.frames.scan_ms[pfn] = 0
         note_origin(memory, pfn, ctx.reason, ctx.owner)
         memory.vmstat.add("pgalloc")
-        _zone_statistics(memory, ctx, memory.frames.nid_of(pfn))
+        nid = memory.frames.nid_of(pfn)
+        zone_statistics(memory, ctx.zones[0], nid, ctx.cpu_nid, 1)
+        if ctx.interleave and nid == ctx.zones[0]:
+            memory.numastat[nid, INTERLEAVE_HIT] += 1
     return pfn
 
 
@@ -111,18 +114,15 @@ def _alloc_slowpath(memory: Memory, ctx: AllocContext) -> int:
     return -errno.ENOMEM
 
 
-def _zone_statistics(memory: Memory, ctx: AllocContext, nid: int) -> None:
-    """`zone_statistics` of mm/page_alloc.c."""
+def zone_statistics(memory: Memory, preferred: int, nid: int, cpu_nid: int, nr_pages: int) -> None:
+    """`zone_statistics` of mm/page_alloc.c: pages of `nid` went to who asked for `preferred` first."""
     stat = memory.numastat
-    preferred = ctx.zones[0]
     if nid == preferred:
-        stat[nid, NUMA_HIT] += 1
-        if ctx.interleave:
-            stat[nid, INTERLEAVE_HIT] += 1
+        stat[nid, NUMA_HIT] += nr_pages
     else:
-        stat[nid, NUMA_MISS] += 1
-        stat[preferred, NUMA_FOREIGN] += 1
-    stat[nid, LOCAL_NODE if nid == ctx.cpu_nid else OTHER_NODE] += 1
+        stat[nid, NUMA_MISS] += nr_pages
+        stat[preferred, NUMA_FOREIGN] += nr_pages
+    stat[nid, LOCAL_NODE if nid == cpu_nid else OTHER_NODE] += nr_pages
 
 
 def free_page(memory: Memory, pfn: int) -> None:

@@ -16,6 +16,7 @@ from privmem.nodeagent.host.mm import Vma
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import MAX_NUMNODES
+from privmem.scheduler.errors import InvariantError
 
 #: Accesses fetched from the stream at a time.
 BATCH = 1 << 14
@@ -122,6 +123,10 @@ class Program:
             memory.out_of_memory = True
             self._pass(memory.take_charge())
             return
+        if took < 0:
+            raise InvariantError(
+                f"{self.spec.name}: an access to page {access >> 1} fails with errno {-took}"
+            )
         self.fault_ns += took
         self._pass(took)
 

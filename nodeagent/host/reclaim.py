@@ -17,12 +17,14 @@ from privmem.nodeagent.host.costs import SCAN_NS
 from privmem.nodeagent.host.layout import (
     LRU_ACTIVE_ANON,
     LRU_INACTIVE_ANON,
+    NIL,
     NR_LRU_LISTS,
     PG_OBJECT,
 )
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import migrate_cost_ns, migrate_isolated, room_pages
 from privmem.nodeagent.host.page_alloc import NeedsExtent
+from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.scheduler.abi import PAGE_SHIFT, Feature, Reason
 
 #: Pages that one round of reclaim is after; Linux `SWAP_CLUSTER_MAX`.
@@ -124,25 +126,46 @@ def _inactive_is_low(memory: Memory, base: int) -> bool:
 def _targets_with_room(memory: Memory, node: Node) -> list[Node]:
     """Demotion targets that can take at least a round's worth together, in order.
 
-    Raises NeedsExtent when they cannot and a pooled one could grow.
+    Raises NeedsExtent when they cannot, and a pooled one could if it grew. Compressed RAM counts only when
+    all the next victims may go there.
     """
     if not memory.demotion_enabled:
         return []
     found: list[Node] = []
     room = 0
+    objects = _objects_next(memory, node)
     for nid in memory.demotion_targets.get(node.nid, ()):
         target = memory.nodes[nid]
         here = room_pages(target)
-        if here + room < SWAP_CLUSTER_MAX and target.can_grow(memory.now_ns):
+        if here + room < SWAP_CLUSTER_MAX and target.can_grow(memory.now_ns) and _short_of_frames(target):
             raise NeedsExtent(nid)
         if here:
             found.append(target)
-            room += here
+            room += 0 if objects and target.spec.compressed else here
         else:
             wake_kswapd(memory, target)
         if room >= SWAP_CLUSTER_MAX:
             break
     return found
+
+
+def _short_of_frames(target: Node) -> bool:
+    """Whether it is for want of frames that no more pages may come, rather than of its device's promise."""
+    return not target.spec.stores or target.store_room_pages > room_pages(target)
+
+
+def _objects_next(memory: Memory, node: Node) -> bool:
+    """Whether pages of shared memory are among the next victims."""
+    if not any(holder.kind == SHMEM and holder.pages for holder in memory.page_cache.objects.values()):
+        return False
+    pfn = int(memory.lru_tail[node.nid * NR_LRU_LISTS + LRU_INACTIVE_ANON])
+    for _ in range(SWAP_CLUSTER_MAX):
+        if pfn == NIL:
+            return False
+        if memory.is_object_page(pfn):
+            return True
+        pfn = int(memory.frames.prev[pfn])
+    return False
 
 
 def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]) -> tuple[int, int]:
@@ -158,7 +181,8 @@ def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]
         if not len(chosen):
             continue
         here = left[chosen]
-        migrate_isolated(memory, here, node, target, Reason.DEMOTION)
+        first = memory.demotion_targets[node.nid][0]
+        migrate_isolated(memory, here, node, target, Reason.DEMOTION, first, node.nid)
         if target.free_pages <= target.wmark.low_pages:
             wake_kswapd(memory, target)
         if target.spec.compressed:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 
 import numpy as np
+import pytest
 from strict_rack import EPOCH_NS, ListedStream, StrictRack
 
-from privmem.nodeagent.host import filemap, oom
+from privmem.nodeagent.host import filemap, numa_balancing, oom
 from privmem.nodeagent.host import numa_syscalls as numa
 from privmem.nodeagent.host import syscalls as calls
-from privmem.nodeagent.host.layout import PTE_ACCESSED, PTE_DIRTY, PTE_WRITABLE
+from privmem.nodeagent.host.layout import PG_ACTIVE, PTE_ACCESSED, PTE_DIRTY, PTE_WRITABLE
 from privmem.nodeagent.host.lru_batches import LruBatches
+from privmem.nodeagent.host.memory import NUMA_FOREIGN, NUMA_HIT, NUMA_MISS, NumaBalancing
 from privmem.nodeagent.host.outgoing import Outgoing
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import MPOL_MF_MOVE, MPOL_MF_STRICT, Mpol
+from privmem.scheduler.errors import InvariantError
 
 D0, D1, CXL, CRAM, POOL = range(5)
 SHAPE = {
@@ -225,3 +228,175 @@ def test_a_snapshot_of_what_is_to_be_sent_does_not_change_afterwards():
     taken = outgoing.snapshot()
     outgoing.free("d", np.array([2]))
     assert taken == {"d": [[1, [1], [], [], []]]}
+
+
+def mapped_on_cxl(rack, nr_pages, start=0):
+    """Pages of the first task, on CXL without any policy."""
+    memory, task = rack.memory, rack.tasks[0]
+    calls.mmap_anon(memory, task, start, nr_pages, 60)
+    rack.call(calls.touch, task, start, nr_pages, True)
+    moved = rack.call(numa.move_pages, task, list(range(start, start + nr_pages)), [CXL] * nr_pages, 2)
+    assert moved[0] == 0
+    return task
+
+
+def scan(rack, scan_bytes=1 << 30, **knobs):
+    task = rack.tasks[0]
+    task.next_scan_ns = 0
+    known = rack.memory.vmstat.count["numa_pte_updates"]
+    numa_balancing.scan(rack.memory, task, NumaBalancing(scan_size_bytes=scan_bytes, **knobs))
+    return rack.memory.vmstat.count["numa_pte_updates"] - known
+
+
+def test_numa_balancing_leaves_pages_of_a_policy_alone():
+    """`vma_policy_mof`: a program bound to CXL is not promoted out of it."""
+    hot = [page << 1 for page in range(20)] * 3000
+    rack = build((20, writes(range(20)) + hot), policies=[[int(Mpol.BIND), 1 << CXL]], numa_balancing=2)
+    run(rack)
+    assert rack.memory.vmstat.count["numa_pte_updates"] == 0
+    assert rack.memory.vmstat.count["pgpromote_success"] == 0
+    rack = build((1, []))
+    task = mapped_on_cxl(rack, 8)
+    rack.call(numa.mbind, task, 0, 4, Mpol.PREFERRED, 1 << CXL, 0)
+    assert scan(rack) == 4
+
+
+def test_a_policy_set_after_the_scan_keeps_the_page_too():
+    rack = build((1, []))
+    task = mapped_on_cxl(rack, 4)
+    assert scan(rack) == 4
+    rack.call(numa.mbind, task, 0, 4, Mpol.BIND, 1 << CXL, 0)
+    rack.call(calls.touch, task, 0, 4, True)
+    assert where(rack, 0, 4) == [CXL] * 4
+
+
+def test_the_scanner_begins_anew_when_its_place_was_unmapped():
+    rack = build((1, []))
+    task = mapped_on_cxl(rack, 30)
+    assert scan(rack, 20 << 12) == 20
+    calls.munmap(rack.memory, task, 15, 15)
+    rack.call(calls.touch, task, 0, 15, False)
+    rack.call(numa.move_pages, task, list(range(15)), [CXL] * 15, 2)
+    assert scan(rack) == 15
+
+
+def test_a_scan_passes_quickly_over_what_it_does_not_change():
+    rack = build((1, []))
+    task = mapped_on_cxl(rack, 10, start=50)
+    calls.mmap_anon(rack.memory, task, 0, 40, 61)
+    assert scan(rack, 8 << 12) == 8  # 40 pages without an entry are 5 scan sizes; then 8 pages with one
+    assert scan(rack, 8 << 12) == 2
+
+
+def test_pages_shared_by_copy_on_write_and_shared_memory_are_not_scanned():
+    rack = build((1, []))
+    task = mapped_on_cxl(rack, 6)
+    calls.fork(rack.memory, task, 101)
+    calls.mmap_shared(rack.memory, task, 100, 5)
+    rack.call(calls.touch, task, 100, 5, True)
+    assert rack.call(numa.move_pages, task, list(range(100, 105)), [CXL] * 5, 2)[0] == 0
+    assert scan(rack) == 0
+
+
+def test_a_promotion_leaves_the_target_above_its_high_watermark():
+    rack = build((1, []))
+    task = mapped_on_cxl(rack, 4)
+    memory, node = rack.memory, rack.memory.nodes[D0]
+    calls.mmap_anon(memory, task, 100, 64, 61)
+    rack.call(calls.touch, task, 100, node.free_pages - node.wmark.high_pages - 1, True)
+    assert node.free_pages == node.wmark.high_pages + 1
+    scan(rack)
+    rack.call(calls.touch, task, 0, 4, False)
+    assert memory.vmstat.count["pgmigrate_fail"] == 4
+    assert node.free_pages == node.wmark.high_pages + 1
+
+
+def test_the_promotion_rate_limit_is_the_kernel_s():
+    """The limit-th candidate of a second is refused already; with room in plenty there is no limit."""
+    rack = build((1, []), rate_limit=3 << 12)
+    task = mapped_on_cxl(rack, 6)
+    scan(rack)
+    rack.call(calls.touch, task, 0, 6, False)
+    assert rack.memory.vmstat.count["pgpromote_candidate"] == 6
+    assert rack.memory.vmstat.count["pgpromote_success"] == 2
+    rack = build((1, []), rate_limit=0, pages=[300_000, 8, 64, 64, 256])
+    task = mapped_on_cxl(rack, 6)
+    scan(rack)
+    rack.call(calls.touch, task, 0, 6, False)
+    assert rack.memory.vmstat.count["pgpromote_candidate"] == 0
+    assert rack.memory.vmstat.count["pgpromote_success"] == 6
+
+
+def test_a_moved_page_stays_active():
+    rack = build((1, []))
+    memory, task = rack.memory, rack.tasks[0]
+    calls.mmap_anon(memory, task, 0, 1, 60)
+    rack.call(calls.touch, task, 0, 1, True)
+    pfn = entry(rack, 0) >> 5
+    memory.lru_del(pfn)
+    memory.frames.flags[pfn] |= np.uint16(PG_ACTIVE)
+    memory.lru_add(pfn)
+    rack.call(numa.move_pages, task, [0], [CXL], 2)
+    assert memory.lru_sizes(CXL)[:2] == [0, 1]
+
+
+def test_migrations_are_counted_in_numastat():
+    rack = build((150, writes(range(150))), features=[0x6, 0x106])
+    run(rack)
+    memory = rack.memory
+    assert memory.vmstat.count["pgmigrate_success"] > 0
+    taken = memory.numastat[:, NUMA_HIT] + memory.numastat[:, NUMA_MISS]
+    assert taken.sum() == memory.vmstat.count["pgalloc"]
+    assert memory.numastat[:, NUMA_MISS].sum() == memory.numastat[:, NUMA_FOREIGN].sum()
+
+
+def test_what_was_written_through_a_mapping_that_is_gone_is_a_new_version():
+    rack = build((1, []))
+    memory, task = rack.memory, rack.tasks[0]
+    calls.mmap_shared(memory, task, 0, 1)
+    (holder,) = memory.page_cache.objects.values()
+    calls.mmap_object(memory, task, 10, 1, holder, private=False)
+    rack.call(calls.touch, task, 0, 1, True)
+    rack.call(calls.touch, task, 10, 1, False)
+    calls.munmap(memory, task, 0, 1)
+    rack.call(numa.mbind, task, 10, 1, Mpol.BIND, 1 << POOL, MPOL_MF_MOVE)
+    rack.step()
+    assert [row[2] for row in rack.devices["device/d4"].held.values()] == [1]
+
+
+def test_a_written_page_of_a_file_is_not_dropped_before_it_is_clean():
+    rack = build((1, []))
+    memory, task = rack.memory, rack.tasks[0]
+    file = memory.page_cache.create_file("f", 2, 300)
+    calls.mmap_object(memory, task, 0, 2, file, private=False)
+    rack.call(calls.touch, task, 0, 1, True)
+    rack.call(calls.touch, task, 1, 1, False)
+    calls.munmap(memory, task, 0, 2)
+    assert filemap.drop_caches(memory) == 1
+    filemap.sync(memory)
+    assert memory.frames.version[file.pages[0]] == 1
+    assert filemap.drop_caches(memory) == 1
+
+
+def test_shared_memory_is_demoted_past_compressed_ram_that_may_not_take_it():
+    rack = build((1, []), features=[0x6, 0x106])
+    memory, task = rack.memory, rack.tasks[0]
+    calls.mmap_shared(memory, task, 0, 200)
+    assert rack.call(calls.touch, task, 0, 200, True) == 0
+    rack.step()
+    assert not rack.devices["device/d3"].held
+    assert len(rack.devices["device/d4"].held) > 60
+
+
+def test_no_extent_is_asked_for_where_the_device_s_promise_is_what_lacks():
+    rack = build((160, writes(range(160))), features=[0, 0x106], pool_credit=0)
+    for _ in range(10):
+        rack.step()
+    assert rack.memory.vmstat.count["extents_requested"] == 0
+
+
+def test_an_access_outside_of_all_mappings_is_an_error_of_the_emulator():
+    rack = build((4, writes(range(4))))
+    rack.host.programs[0].task.mm.vmas = []
+    with pytest.raises(InvariantError, match="p0: an access to page 0 fails with errno 14"):
+        rack.step()
