@@ -90,10 +90,10 @@ def _check_lists(memory: Memory, node: Node) -> None:
             count == memory.lru_size[lru], f"LRU list {lru}: {count} frames, counted {memory.lru_size[lru]}"
         )
         on_lists += count
-    flags = memory.frames.flags[_frames_of(node)]
-    flagged = int(np.count_nonzero(flags & PG_LRU))
+    here = memory.frames.flags[_frames_of(node)]
+    flagged = int(np.count_nonzero(here & PG_LRU))
     _require(on_lists == flagged, f"node {node.nid}: {flagged} frames say they are on a list, {on_lists} are")
-    forgotten = int(np.count_nonzero((flags & (PG_ALLOCATED | PG_LRU)) == PG_ALLOCATED))
+    forgotten = int(np.count_nonzero((here & (PG_ALLOCATED | PG_LRU)) == PG_ALLOCATED))
     _require(not forgotten, f"node {node.nid}: reclaim cannot find {forgotten} pages, they are on no list")
 
 

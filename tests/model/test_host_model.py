@@ -125,7 +125,6 @@ def play(seed: int, with_calls: bool, swap_at: int = -1) -> StrictRack:
     for program, stream in zip(rack.host.programs, streams, strict=True):
         if rack.finished and not program.killed:
             assert program.accesses_done == len(stream.packed)
-    assert rack.finished or rack.memory.vmstat.count["pgpromote_fence_fail"] or shape["programs"]
     return rack
 
 
@@ -136,8 +135,8 @@ def test_programs_alone(seed):
     assert again.digest() == whole.digest()
 
 
-@pytest.mark.parametrize("seed", range(100, 112))
+@pytest.mark.parametrize("seed", [*range(100, 108), 135, 137, 206, 226])  # the last four found faults
 def test_programs_and_system_calls(seed):
     whole = play(seed, True)
-    again = play(seed, True, swap_at=2 * (seed - 100))
+    again = play(seed, True, swap_at=seed % 13)
     assert again.digest() == whole.digest()
