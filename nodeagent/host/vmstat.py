@@ -30,11 +30,9 @@ EVENTS = (
     "numa_hint_faults_local",
     "allocstall",
     "kswapd_wake",  # ours: pageoutrun counts runs, not wakes
-    "kswapd_low_wmark_hit_quickly",
     "oom_kill",
     "demote_compressed",  # ours: pages demoted to a compressed node
     "demote_pooled",  # ours: pages demoted to a pooled node
-    "store_refused",  # ours: demotions that found a storing device's credit used up
     "extents_requested",
     "extents_granted",
     "extents_refused",

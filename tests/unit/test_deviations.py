@@ -100,3 +100,9 @@ def test_no_gpu_class():
 
 def test_no_block_cache():
     assert not {key for key in class_timing("compressed-ram", "lz4") if "cache" in key}
+
+
+def test_one_rate_limit_a_host(rack, stream):
+    r = rack([stream(1, [(0, True)])])
+    assert isinstance(r.memory.rate_window_ns, int)
+    assert not hasattr(r.memory.nodes[0], "rate_window_ns")
