@@ -60,21 +60,39 @@ class Reason(IntEnum):
     CONTIG = 8  # a contiguous range
     KERNEL = 9  # slab, page tables, per-node structures
     HOTPLUG = 10  # structures allocated while memory comes or goes
+    SLAB = 11  # an object cache of one node: `kmalloc_node` adds `__GFP_THISNODE` by itself
+    PAGETABLE = 12  # page tables of a task, under its policy
+    HUGETLB = 13  # a pool of huge pages of one node: `__GFP_THISNODE` too
+    SWAPIN = 14  # a page comes back from swap, under the policy of the faulting address
+    COLLAPSE = 15  # khugepaged and MADV_COLLAPSE take one huge page for many small ones
+    KSM = 16  # the one copy of equal pages
+    NETWORK = 17  # message buffers: near the device if it has memory, else local
 
 
 class Feature(IntFlag):
-    """What core mm may do with a node; F1 values of the feature series (semantics: feature bits).
+    """What core mm may do with a node. A public node needs none of these: it is open to everything.
 
-    A public node has all of them. A private node has none that it did not opt in to.
+    The low bits have the values of the feature series (F1). The high ones are services that only other
+    versions have a bit for; a design grants those that it knows (`Design.grant`).
     """
 
     NONE = 0
     PUBLIC = 0x1
     RECLAIM = 0x2
     DEMOTION = 0x4
-    USER_NUMA = 0x80
-    USER_WRITE = 0x100
+    USER_NUMA = 0x80  # policies, move_pages, migrate_pages, cpusets; `NP_OPS_MEMPOLICY` of the first version
+    USER_WRITE = 0x100  # a user's store reaches the page in place; its absence is `NP_OPS_PROTECT_WRITE`
     ALL = 0x187
+    MIGRATION = 0x1000  # generic migration may move its pages
+    NUMA_BALANCING = 0x2000
+    COMPACTION = 0x4000
+    LONGTERM_PIN = 0x8000
+    CONTIG_ALLOC = 0x10000  # contiguous ranges for the owner
+    HOTUNPLUG = 0x20000  # its pages may be moved out when the memory goes offline
+    KSM = 0x40000
+    COLLAPSE = 0x80000  # MADV_COLLAPSE
+    DAMON = 0x100000
+    HUGETLB = 0x200000  # huge page pools
 
 
 class NodeState(IntEnum):

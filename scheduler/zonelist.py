@@ -42,6 +42,9 @@ class AllocRequest:
     this_node: bool = False
     #: Page that may be moved later (`GFP_HIGHUSER_MOVABLE`); others cannot come from a movable zone.
     movable: bool = True
+    #: The caller asks for private memory by name: `__GFP_PRIVATE` where the design has the flag, the choice of
+    #: the private list where it has one, the task's marker in the experiment without either.
+    private: bool = False
     #: MPOL_PREFERRED_MANY: when all nodes of the mask are full, try again without it
     #: (`alloc_pages_preferred_many`).
     retry_unmasked: bool = False

@@ -10,22 +10,15 @@ from privmem.nodeagent.host.layout import (
     PG_ALLOCATED,
     PG_LRU,
     PG_OBJECT,
+    PG_UNINVITED,
     PTE_PFN_SHIFT,
     PTE_PRESENT,
     PTE_WRITABLE,
 )
 from privmem.nodeagent.host.memory import Memory, Node
-from privmem.scheduler.abi import Feature, Reason
+from privmem.scheduler.abi import Reason
 from privmem.scheduler.errors import InvariantError
-
-#: Reasons for which a page may be on a private node, and the feature that must be set for each.
-_OPT_IN = {
-    Reason.DEMOTION: Feature.DEMOTION,
-    Reason.POLICY: Feature.USER_NUMA,
-    Reason.USER_MOVE: Feature.USER_NUMA,
-    Reason.OWNER: Feature.NONE,
-    Reason.CONTIG: Feature.NONE,
-}
+from privmem.scheduler.zonelist import AllocRequest
 
 
 def validate_memory(memory: Memory) -> None:
@@ -98,18 +91,19 @@ def _check_lists(memory: Memory, node: Node) -> None:
 
 
 def _check_isolation(memory: Memory, node: Node) -> None:
-    """Nothing is on a private node for a reason that its features do not allow, and nothing writable on a
-    fenced one.
+    """Nothing is on a private node for a reason that its features do not allow (unless it is marked as a leak),
+    and nothing writable on a fenced one.
     """
     if not node.private:
         return
+    resolver = memory.resolver
     frames = _frames_of(node)
-    used = (memory.frames.flags[frames] & PG_ALLOCATED) != 0
+    used = (memory.frames.flags[frames] & (PG_ALLOCATED | PG_UNINVITED)) == PG_ALLOCATED
     for value in np.unique(memory.frames.reason[frames][used]).tolist():
-        need = _OPT_IN.get(Reason(value))
-        allowed = need is not None and node.features & need == need
+        asked = AllocRequest(node.nid, 1 << node.nid, Reason(value), this_node=True, private=True)
         _require(
-            allowed, f"private node {node.nid} holds pages for {Reason(value).name}, which it does not allow"
+            resolver.design.invited(asked, resolver.topology.node(node.nid)),
+            f"private node {node.nid} holds pages for {Reason(value).name}, which it does not allow",
         )
     if node.fenced:
         pte = memory.page_table.pte[: memory.page_table.nr_slots]

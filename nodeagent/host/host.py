@@ -19,7 +19,6 @@ from privmem.nodeagent.host.memory import NUMASTAT, Memory, Node, NodeSpec, Numa
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.program import AccessStream, Program, ProgramSpec
 from privmem.nodeagent.host.reclaim import run_kswapd
-from privmem.nodeagent.host.resolve import Resolver
 from privmem.nodeagent.host.task import Task, set_boot_policy
 from privmem.scheduler.errors import ProtocolError
 from privmem.scheduler.messages import (
@@ -57,14 +56,12 @@ class Host:
         knobs = dict(spec["sysctl"])
         sysctl = Sysctl(numa_balancing=NumaBalancing(**knobs.pop("numa_balancing")), **knobs)
         topology = HostTopology.from_spec(spec["topology"])
-        self.memory = Memory(topology, [NodeSpec(**n) for n in spec["nodes"]], sysctl)
-        self.resolver = Resolver(topology, spec["design"])
-        self.resolver.install_tiers(self.memory)
+        self.memory = Memory(topology, [NodeSpec(**n) for n in spec["nodes"]], sysctl, spec["design"])
         self._node_of_device = {n.spec.device: n for n in self.memory.nodes.values()}
         self.programs: list[Program] = []
         for entry, stream in zip(spec["programs"], streams, strict=True):
             fields = dict(entry)
-            task = Task(fields["pid"], fields["cpu"], self.resolver)
+            task = Task(fields["pid"], fields["cpu"], self.memory.resolver)
             set_boot_policy(task, fields.pop("policy"))
             self.programs.append(Program(ProgramSpec(**fields), task, stream, self.memory))
         self.epoch = -1

@@ -21,8 +21,11 @@ from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
 from privmem.nodeagent.host.pagecache import PageCache
+from privmem.nodeagent.host.resolve import Resolver
 from privmem.nodeagent.host.vmstat import Vmstat
-from privmem.scheduler.abi import MAX_NUMNODES, Feature, Reason
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import MAX_NUMNODES, Reason
+from privmem.scheduler.isolation import DEFAULT_DESIGN, Service
 from privmem.scheduler.topology import HostTopology
 from privmem.scheduler.watermark import Watermarks, host_watermarks
 
@@ -76,15 +79,12 @@ class Sysctl:
 class Node:
     """A node and its one zone."""
 
-    def __init__(
-        self, spec: NodeSpec, features: Feature, private: bool, start_pfn: int, buddy: Buddy
-    ) -> None:
+    def __init__(self, spec: NodeSpec, start_pfn: int, buddy: Buddy) -> None:
         self.spec = spec
         self.nid = spec.nid
-        self.features = features
-        self.private = private
+        self.private = False
         #: User stores must not reach the node in place: pages are mapped read-only, a write fault promotes.
-        self.fenced = not features & Feature.USER_WRITE
+        self.fenced = False
         self.start_pfn = start_pfn
         self.buddy = buddy
         self.managed_pages = 0
@@ -121,8 +121,10 @@ class Node:
 class Memory:
     """All memory of a host."""
 
-    def __init__(self, topology: HostTopology, specs: list[NodeSpec], knobs: Sysctl) -> None:
-        self.topology = topology
+    def __init__(
+        self, topology: HostTopology, specs: list[NodeSpec], knobs: Sysctl, design: str = DEFAULT_DESIGN
+    ) -> None:
+        self.resolver = Resolver(topology, design)
         self.frames = FrameTable({s.nid: s.span_pages for s in specs})
         self.page_table = PageTable()
         self.page_cache = PageCache()
@@ -155,14 +157,34 @@ class Memory:
         self.nodes: dict[int, Node] = {}
         for spec in sorted(specs, key=lambda s: s.nid):
             self._add_node(spec)
+        self.take_topology(topology)
+
+    @property
+    def topology(self) -> HostTopology:
+        """Nodes and distances as they are now."""
+        return self.resolver.topology
+
+    def take_topology(self, topology: HostTopology) -> None:
+        """A node came, went or changed its features: zonelists, tiers and watermarks are made anew."""
+        self.resolver.rebuild(topology)
+        for nid, node in self.nodes.items():
+            node.private = topology.node(nid).private
+            node.fenced = not self.resolver.allows(Service.USER_WRITE, nid)
+        self.setup_tiers()
         self.setup_watermarks()
 
+    def setup_tiers(self) -> None:
+        """`establish_demotion_targets`, for the switch as it is now."""
+        terminal = nodemask.of(nid for nid, node in self.nodes.items() if node.spec.compressed)
+        table = self.resolver.tiers(self.demotion_enabled, terminal)
+        self.demotion_targets = {nid: self.resolver.demotion_targets(table, nid) for nid in self.nodes}
+        self.top_tier = frozenset(nodemask.nodes(table.toptier))
+
     def _add_node(self, spec: NodeSpec) -> None:
-        where = self.topology.node(spec.nid)
         start = self.frames.start_pfn[spec.nid]
         frames = self.frames
         buddy = Buddy(start, start + spec.span_pages, frames.next_, frames.prev, frames.block_order)
-        node = Node(spec, where.features, where.private, start, buddy)
+        node = Node(spec, start, buddy)
         self.nodes[spec.nid] = node
         if spec.boot_pages:
             self.online(node, 0, spec.boot_pages)

@@ -10,11 +10,12 @@ import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
-from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT
+from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.page_alloc import release_frames, zone_statistics
 from privmem.scheduler.abi import PAGE_SIZE, Reason
 from privmem.scheduler.errors import InvariantError
+from privmem.scheduler.zonelist import AllocRequest
 
 
 def room_pages(target: Node) -> int:
@@ -52,6 +53,10 @@ def migrate_isolated(
     new = target.buddy.alloc_bulk(len(pfns))
     memory.vmstat.add("pgalloc", len(pfns))
     zone_statistics(memory, preferred_nid, target.nid, cpu_nid, len(pfns))
+    request = AllocRequest(target.nid, None, reason, this_node=True)
+    if target.private and not memory.resolver.design.invited(request, memory.topology.node(target.nid)):
+        memory.frames.flags[new] |= np.uint16(PG_UNINVITED)
+        memory.vmstat.add("pgleak", len(new))
     move_to_frames(memory, pfns, new, reason)
     return new
 
@@ -69,6 +74,7 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
     frames = memory.frames
     if target.spec.stores or target.fenced:  # there the entries lose their dirty bits
         _advance_written(memory, pfns)
+    leaked = frames.flags[new] & np.uint16(PG_UNINVITED)
     lru_kernel.move_frames(
         pfns,
         new,
@@ -85,6 +91,7 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
         frames.object_index,
     )
     frames.reason[new] = int(reason)
+    frames.flags[new] = frames.flags[new] & np.uint16(0xFFFF ^ PG_UNINVITED) | leaked
     for at in np.flatnonzero(frames.flags[new] & PG_OBJECT).tolist():
         memory.object_moved(int(pfns[at]), int(new[at]))
     if target.spec.stores:

@@ -22,6 +22,7 @@ from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.nodeagent.host.reclaim import wake_kswapd
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT, PAGE_SIZE, Reason
+from privmem.scheduler.isolation import Service
 
 _MS = 1_000_000
 _SECOND_NS = 1_000_000_000
@@ -66,8 +67,8 @@ def scan(memory: Memory, task: Task, knobs: NumaBalancing) -> None:
 def _protect(memory: Memory, part: Vma) -> int:
     """`change_prot_numa`. Returns how many entries lost their access right."""
     scan_node = np.zeros(MAX_NUMNODES, dtype=np.uint8)
-    for nid, node in memory.nodes.items():
-        scan_node[nid] = not node.private and nid not in memory.top_tier
+    for nid in memory.nodes:
+        scan_node[nid] = memory.resolver.allows(Service.NUMA_BALANCING, nid) and nid not in memory.top_tier
     changed = numa_kernel.protect_range(
         memory.page_table.pte,
         part.slot,
@@ -105,7 +106,9 @@ def hint_fault(memory: Memory, task: Task, vma: Vma, slot: int, knobs: NumaBalan
     if source is target:
         memory.vmstat.add("numa_hint_faults_local")
         return HINT_FAULT_NS
-    if source.private or not _follows_the_task(memory, task, vma):
+    if not memory.resolver.allows(Service.NUMA_BALANCING, source.nid) or not _follows_the_task(
+        memory, task, vma
+    ):
         return HINT_FAULT_NS
     if not _should_migrate(memory, pfn, target, knobs):
         return HINT_FAULT_NS

@@ -300,7 +300,8 @@ def _move_run(memory: Memory, run: list[tuple[int, int]]) -> None:
 def _to_node(task: Task, nid: int, mems: int | None) -> AllocContext:
     """`alloc_migration_target` with THISNODE."""
     request = AllocRequest(nid, None, Reason.USER_MOVE, this_node=True)
-    return replace(task.context_of(request), zones=task.resolver.candidates(request, mems))
+    resolution = task.resolver.resolve(request, mems)
+    return replace(task.context_of(request), zones=resolution.zones, uninvited=resolution.uninvited)
 
 
 def migrate_pages(memory: Memory, task: Task, old_nodes: int, new_nodes: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from privmem.nodeagent.host.layout import PG_ALLOCATED
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_UNINVITED
 from privmem.nodeagent.host.memory import (
     INTERLEAVE_HIT,
     LOCAL_NODE,
@@ -26,6 +26,7 @@ from privmem.nodeagent.host.memory import (
     note_origin,
 )
 from privmem.scheduler.abi import Reason
+from privmem.scheduler.zonelist import AllocRequest
 
 #: Fruitless rounds of direct reclaim before the allocator gives up; Linux `MAX_RECLAIM_RETRIES`.
 MAX_RECLAIM_RETRIES = 16
@@ -55,6 +56,10 @@ class AllocContext:
     owner: int = 0
     may_reclaim: bool = True
     interleave: bool = False
+    #: Private nodes of `zones` on which a page for this request is a leak.
+    uninvited: int = 0
+    #: What was asked for, before a list was chosen.
+    request: AllocRequest | None = None
 
 
 def alloc_page(memory: Memory, ctx: AllocContext) -> int:
@@ -72,6 +77,9 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
         note_origin(memory, pfn, ctx.reason, ctx.owner)
         memory.vmstat.add("pgalloc")
         nid = memory.frames.nid_of(pfn)
+        if ctx.uninvited >> nid & 1:
+            memory.frames.flags[pfn] |= np.uint16(PG_UNINVITED)
+            memory.vmstat.add("pgleak")
         zone_statistics(memory, ctx.zones[0], nid, ctx.cpu_nid, 1)
         if ctx.interleave and nid == ctx.zones[0]:
             memory.numastat[nid, INTERLEAVE_HIT] += 1

@@ -25,20 +25,21 @@ from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import migrate_cost_ns, migrate_isolated, room_pages
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.pagecache import SHMEM
-from privmem.scheduler.abi import PAGE_SHIFT, Feature, Reason
+from privmem.scheduler.abi import PAGE_SHIFT, Reason
+from privmem.scheduler.isolation import Service
 
 #: Pages that one round of reclaim is after; Linux `SWAP_CLUSTER_MAX`.
 SWAP_CLUSTER_MAX = 32
 
 
-def may_reclaim(node: Node) -> bool:
+def may_reclaim(memory: Memory, node: Node) -> bool:
     """Whether generic reclaim works on the node: always on a public one, on a private one when it opted in."""
-    return not node.private or bool(node.features & Feature.RECLAIM)
+    return memory.resolver.allows(Service.RECLAIM, node.nid)
 
 
 def wake_kswapd(memory: Memory, node: Node) -> None:
     """`wakeup_kswapd`; a private node without RECLAIM has none."""
-    if may_reclaim(node) and not node.kswapd_awake and node.managed_pages:
+    if may_reclaim(memory, node) and not node.kswapd_awake and node.managed_pages:
         node.kswapd_awake = True
         memory.vmstat.add("kswapd_wake")
 
@@ -72,7 +73,7 @@ def direct_reclaim(memory: Memory, zones: tuple[int, ...]) -> int:
     freed = 0
     for nid in zones:
         node = memory.nodes[nid]
-        if not may_reclaim(node):
+        if not may_reclaim(memory, node):
             continue
         looked_total = 0
         while freed < SWAP_CLUSTER_MAX and looked_total <= sum(memory.lru_sizes(nid)):

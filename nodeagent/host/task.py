@@ -25,7 +25,7 @@ class Task:
         #: `set_mempolicy`'s policy; None is the default.
         self.policy: Mempolicy | None = None
         #: Effective mems of its cpuset.
-        self.mems_allowed = resolver.policy_nodes.memory
+        self.mems_allowed = resolver.cpuset_nodes.namable
         self.il_prev = IL_PREV_NONE
         #: NUMA balancing: when it scans next, and from which page on.
         self.next_scan_ns = 0
@@ -64,9 +64,11 @@ class Task:
         retry = None
         if request.retry_unmasked:
             retry = self.resolver.candidates(request.unmasked(), self.mems_allowed)
-        zones = self.resolver.candidates(request, self.mems_allowed)
+        resolution = self.resolver.resolve(request, self.mems_allowed)
         return AllocContext(
-            zones=zones,
+            zones=resolution.zones,
+            uninvited=resolution.uninvited,
+            request=request,
             retry_zones=retry,
             reason=request.reason,
             cpu_nid=self.cpu_nid,

@@ -31,6 +31,7 @@ EVENTS = (
     "allocstall",
     "kswapd_wake",  # ours: pageoutrun counts runs, not wakes
     "oom_kill",
+    "pgleak",  # ours: pages that landed on a private node that did not invite them
     "demote_compressed",  # ours: pages demoted to a compressed node
     "demote_pooled",  # ours: pages demoted to a pooled node
     "extents_requested",

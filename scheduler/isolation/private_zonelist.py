@@ -15,7 +15,7 @@ import errno
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Feature, Reason
 from privmem.scheduler.cpuset import CpusetNodes
-from privmem.scheduler.isolation.design import Service
+from privmem.scheduler.isolation.design import Claim, Service
 from privmem.scheduler.mempolicy import PolicyNodes
 from privmem.scheduler.topology import HostTopology, NodeTopology
 from privmem.scheduler.zonelist import (
@@ -27,23 +27,33 @@ from privmem.scheduler.zonelist import (
     node_orders,
 )
 
-#: The feature that a service needs; None: no private node ever takes part.
-_NEEDS: dict[Service, Feature | None] = {
+#: The feature that a service needs; without an entry no private node ever takes part.
+_NEEDS: dict[Service, Feature] = {
     Service.RECLAIM: Feature.RECLAIM,
+    Service.MADVISE: Feature.RECLAIM,
+    Service.COMPACTION: Feature.RECLAIM,
+    Service.DISPLACE: Feature.RECLAIM,
     Service.DEMOTION_TARGET: Feature.DEMOTION,
     Service.DEMOTION_SOURCE: Feature.DEMOTION,
-    Service.NUMA_BALANCING: None,
+    Service.TIER: Feature.DEMOTION,
     Service.USER_MOVE: Feature.USER_NUMA,
+    Service.HUGETLB: Feature.USER_NUMA,
     Service.USER_WRITE: Feature.USER_WRITE,
+    Service.HOTUNPLUG: Feature.NONE,
+    Service.MLOCK: Feature.NONE,
 }
 
 #: The feature that a reason's caller checks before it selects the private list.
 _DOORS: dict[Reason, Feature] = {
     Reason.POLICY: Feature.USER_NUMA,
+    Reason.SWAPIN: Feature.USER_NUMA,
+    Reason.PAGETABLE: Feature.USER_NUMA,
     Reason.USER_MOVE: Feature.USER_NUMA,
+    Reason.HUGETLB: Feature.USER_NUMA,
     Reason.DEMOTION: Feature.DEMOTION,
     Reason.OWNER: Feature.NONE,
     Reason.CONTIG: Feature.NONE,
+    Reason.NETWORK: Feature.NONE,
 }
 
 
@@ -52,6 +62,32 @@ class PrivateZonelist:
 
     name = "private-zonelist"
     title = "feature masks and one private zonelist over all memory nodes (F1)"
+
+    def grant(self, wish: Feature) -> Feature:
+        """The five bits of the mask that a private node can have."""
+        return wish & (Feature.ALL & ~Feature.PUBLIC)
+
+    def reclaim_error(self, held: Claim | None, has_memory: bool, claim: Claim) -> int:
+        """The first claim fixes the mask: an equal one joins, another one is refused."""
+        if held is None:
+            return -errno.EBUSY if has_memory else 0
+        return 0 if held.features == claim.features else -errno.EBUSY
+
+    def rule(self, topology: HostTopology, request: AllocRequest) -> str:
+        """Which list, and what confines it."""
+        if self.kind(topology, request) is ZonelistKind.PRIVATE:
+            return "private zonelist, confined by the request's nodemask"
+        return "ordinary zonelist: holds general nodes only"
+
+    def invited(self, request: AllocRequest, node: NodeTopology) -> bool:
+        """By the caller's door; the node must be named, or be the one that the owner asked for."""
+        door = _DOORS.get(request.reason)
+        return door is not None and node.features & door == door
+
+    def node_states(self, topology: HostTopology) -> dict[str, int]:
+        """F1: every node with memory, the public ones, and those that users may name."""
+        user = topology.private & topology.with_feature(Feature.USER_NUMA)
+        return {"has_memory": topology.memory, "has_public_memory": topology.public, "has_user_memory": user}
 
     def claim_error(self, features: Feature) -> int:
         """DEMOTION needs RECLAIM and is refused outright without it; PUBLIC and unknown bits are no private
@@ -116,7 +152,7 @@ class PrivateZonelist:
         """By feature; NUMA balancing never touches a private node."""
         if not node.private:
             return True
-        needed = _NEEDS[service]
+        needed = _NEEDS.get(service)
         return needed is not None and node.features & needed == needed
 
     @staticmethod

@@ -195,7 +195,7 @@ class StrictRack:
         self.memory = self.host.memory
         old, self.tasks = self.tasks, []
         for task, state in zip(old, tasks, strict=True):
-            self.tasks.append(Task(task.pid, task.cpu, self.host.resolver))
+            self.tasks.append(Task(task.pid, task.cpu, self.host.memory.resolver))
             self.tasks[-1].restore(state)
 
     def check(self, queued: bool = False) -> None:

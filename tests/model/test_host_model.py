@@ -63,7 +63,7 @@ def random_call(rack: StrictRack, rng: Random) -> None:
     """One system call of some task."""
     own = [p.task for p in rack.host.programs]
     if not rack.tasks or rng.random() < 0.1:
-        rack.tasks.append(Task(100 + len(rack.tasks), rng.randrange(3), rack.host.resolver))
+        rack.tasks.append(Task(100 + len(rack.tasks), rng.randrange(3), rack.host.memory.resolver))
     task = rng.choice(rack.tasks)
     start, nr = rng.randrange(0, 60), rng.randrange(1, 40)
     match rng.randrange(14):

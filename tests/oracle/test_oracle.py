@@ -12,7 +12,6 @@ import pytest
 from privmem.nodeagent.host import filemap, numa_syscalls, syscalls
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
-from privmem.nodeagent.host.resolve import Resolver
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.cpuset import Cpuset
@@ -50,7 +49,6 @@ SPECS = [
     )
     for nid in range(4)
 ]
-RESOLVER = Resolver(TOPOLOGY, "private-zonelist")
 
 
 #: Interleaving over shared memory begins at the object's inode number, and the recording machine numbered
@@ -89,7 +87,7 @@ class Machine:
 
     def __init__(self, first_ino=1):
         self.memory = Memory(TOPOLOGY, SPECS, Sysctl(NumaBalancing(mode=0), demotion_enabled=False))
-        self.task = Task(1, 0, RESOLVER)
+        self.task = Task(1, 0, self.memory.resolver)
         self.group = Cpuset(ALL_MEMS, ALL_MEMS)
         cache = self.memory.page_cache
         cache.next_ino[0] = first_ino

@@ -47,7 +47,7 @@ def build(*streams, policies=None, threads=1, **changes):
     policies = policies or [[0, 0]] * len(streams)
     programs = [{"cpu": 0, "threads": threads, "think_ns": 0, "policy": p} for p in policies]
     rack = StrictRack(SHAPE | {"programs": programs} | changes, listed)
-    rack.tasks.append(Task(100, 0, rack.host.resolver))
+    rack.tasks.append(Task(100, 0, rack.host.memory.resolver))
     return rack
 
 

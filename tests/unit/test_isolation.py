@@ -7,7 +7,7 @@ import pytest
 
 from privmem.scheduler import mempolicy
 from privmem.scheduler.abi import Feature, Mpol, Reason
-from privmem.scheduler.isolation import DEFAULT_DESIGN, DESIGNS, Service, get_design
+from privmem.scheduler.isolation import DEFAULT_DESIGN, DESIGNS, Service, get_design, private_zonelist
 from privmem.scheduler.topology import HostTopology, NodeTopology
 from privmem.scheduler.zonelist import AllocRequest, ZonelistKind
 
@@ -71,7 +71,7 @@ def test_lists():
 
 def test_no_ordinary_request_reaches_a_private_node():
     """Whatever nid, mask and THISNODE: reasons without a door see general nodes only."""
-    doors = (Reason.POLICY, Reason.USER_MOVE, Reason.DEMOTION, Reason.OWNER, Reason.CONTIG)
+    doors = set(private_zonelist._DOORS)
     for reason, nid, mask, this_node in product(Reason, range(5), [None, *range(32)], (False, True)):
         if reason in doors:
             continue

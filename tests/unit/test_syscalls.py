@@ -15,7 +15,6 @@ from privmem.nodeagent.host import syscalls as calls
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.page_alloc import NeedsExtent
-from privmem.nodeagent.host.resolve import Resolver
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import plain
 from privmem.scheduler.abi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, Feature, Mpol
@@ -42,7 +41,6 @@ TOPOLOGY = HostTopology(
     ),
     ((10, 20, 30, 40), (20, 10, 30, 40), (30, 30, 10, 40), (40, 40, 40, 10)),
 )
-RESOLVER = Resolver(TOPOLOGY, "private-zonelist")
 EVERY = MPOL_MF_MOVE_ALL
 
 
@@ -57,7 +55,7 @@ class Box:
         if pooled is not None:
             specs[pooled] = replace(specs[pooled], pooled=True, boot_pages=boot_pages, extent_pages=32)
         self.memory = Memory(TOPOLOGY, specs, Sysctl(NumaBalancing(mode=0), demotion_enabled=False))
-        self.task = Task(1, 0, RESOLVER)
+        self.task = Task(1, 0, self.memory.resolver)
 
     def where(self, start, nr_pages, task=None):
         return numa.query_range(self.memory, task or self.task, start, nr_pages)
@@ -278,7 +276,7 @@ def test_the_seeds_story(box):
     """A reads a file; B maps it and binds it to a private node: its faults are soft, and on the wrong node."""
     file = box.memory.page_cache.create_file("f", 8)
     filemap.read_pages(box.memory, box.task, file, 0, 8)
-    other = Task(2, 1, RESOLVER)
+    other = Task(2, 1, box.memory.resolver)
     calls.mmap_object(box.memory, other, 0, 8, file, private=False)
     assert numa.mbind(box.memory, other, 0, 8, Mpol.BIND, 1 << USER, 0) == 0
     assert calls.touch(box.memory, other, 0, 8, False) == 0
