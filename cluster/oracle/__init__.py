@@ -1,0 +1,3 @@
+"""What a real Linux answered, replayed: recordings (`recording`), the recorded machine (`machine`), and the
+comparison (`replay`). docs/oracle.md has the format.
+"""

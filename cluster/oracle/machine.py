@@ -1,0 +1,182 @@
+"""The recorded machine: an emulated host of four nodes with one task, and a method for each op.
+
+What it is made of is in docs/oracle.md. Each method returns what stands after the op's name in its result line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+
+from privmem.cluster.errors import PrivmemError
+from privmem.cluster.oracle.ops import FILE_PAGES, REGION_PAGES, Op
+from privmem.nodeagent.host import filemap, numa_syscalls, syscalls
+from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler import nodemask
+from privmem.scheduler.cpuset import Cpuset
+from privmem.scheduler.topology import HostTopology, NodeTopology
+
+_NODE_PAGES = (256 << 20) >> 12
+_DISTANCES = ((10, 20, 30, 40), (20, 10, 20, 30), (30, 20, 10, 20), (40, 30, 20, 10))
+_ALL_MEMS = 0b1111
+_NODES_WITH_CPU = 2
+_FIRST_VPN = 0x1000_0000_0000 >> 12
+_MADV_DONTNEED = 4
+
+
+class NotEmulated(PrivmemError):
+    """A recorded program asks for something that the emulator cannot do."""
+
+
+def _topology() -> HostTopology:
+    nodes = (
+        NodeTopology(nid, cpus=(nid,) if nid < _NODES_WITH_CPU else (), span_pages=_NODE_PAGES)
+        for nid in range(len(_DISTANCES))
+    )
+    return HostTopology(tuple(nodes), _DISTANCES)
+
+
+def _specs() -> list[NodeSpec]:
+    return [
+        NodeSpec(
+            nid=nid,
+            device=f"device/n{nid}",
+            span_pages=_NODE_PAGES,
+            boot_pages=_NODE_PAGES,
+            read_ns=100,
+            write_ns=100,
+            stores=False,
+            compressed=False,
+            pooled=False,
+            extent_pages=0,
+            credit_pages=0,
+        )
+        for nid in range(len(_DISTANCES))
+    ]
+
+
+def run_lengths(values: Iterable[int]) -> str:
+    """`2*8,-14*3`: eight times 2, then three times -14."""
+    return ",".join(f"{value}*{len(list(group))}" for value, group in groupby(values))
+
+
+def vpn_of(region: int, offset: int = 0) -> int:
+    """Virtual page number of a region's page. It matters: interleaving over anonymous memory goes by it."""
+    return _FIRST_VPN + region * REGION_PAGES + offset
+
+
+class Machine:
+    """The machine with one fresh task. `first_inodes`: by CPU, the number of the next shared mapping's inode."""
+
+    def __init__(self, first_inodes: Mapping[int, int] | None = None) -> None:
+        knobs = Sysctl(NumaBalancing(mode=0), demotion_enabled=False)
+        self.memory = Memory(_topology(), _specs(), knobs)
+        self.task = Task(1, 0, self.memory.resolver)
+        self.group = Cpuset(_ALL_MEMS, _ALL_MEMS)
+        cache = self.memory.page_cache
+        cache.next_ino.update(first_inodes or {})
+        self.files = [cache.create_file(f"f{n}", pages) for n, pages in enumerate(FILE_PAGES)]
+
+    def run(self, op: Op) -> str:
+        """Do one op; its result line. Raises NotEmulated."""
+        return f"{op.name} {getattr(self, op.name)(*op.args)}"
+
+    # -- the task and its address space
+
+    def cpu(self, cpu: int) -> int:
+        self.task.cpu = cpu
+        return 0
+
+    def mmap(self, region: int, pages: int, kind: str) -> int:
+        call = syscalls.mmap_anon if kind == "pa" else syscalls.mmap_shared
+        return call(self.memory, self.task, vpn_of(region), pages)
+
+    def munmap(self, region: int, offset: int, pages: int) -> int:
+        return syscalls.munmap(self.memory, self.task, vpn_of(region, offset), pages)
+
+    def touch(self, region: int, offset: int, pages: int, how: str) -> int:
+        return syscalls.touch(self.memory, self.task, vpn_of(region, offset), pages, how == "w")
+
+    def madvise(self, region: int, offset: int, pages: int, advice: int) -> int:
+        if advice != _MADV_DONTNEED:
+            raise NotEmulated(f"madvise with advice {advice}")
+        return syscalls.madvise_dontneed(self.memory, self.task, vpn_of(region, offset), pages)
+
+    def forkwrite(self, region: int, offset: int, pages: int) -> str:
+        child = syscalls.fork(self.memory, self.task, 2)
+        error = syscalls.touch(self.memory, child, vpn_of(region, offset), pages, True)
+        found = self._where(child, region, offset, pages)
+        syscalls.exit_task(self.memory, child)
+        return f"{error} | child where {found}"
+
+    # -- policies, and moving pages
+
+    def setpol(self, mode: int, nodes: int) -> int:
+        return numa_syscalls.set_mempolicy(self.task, mode, nodes)
+
+    def mbind(self, region: int, offset: int, pages: int, mode: int, nodes: int, flags: int) -> int:
+        start = vpn_of(region, offset)
+        return numa_syscalls.mbind(self.memory, self.task, start, pages, mode, nodes, flags)
+
+    def where(self, region: int, offset: int, pages: int) -> str:
+        return self._where(self.task, region, offset, pages)
+
+    def _where(self, task: Task, region: int, offset: int, pages: int) -> str:
+        return f"0 {run_lengths(numa_syscalls.query_range(self.memory, task, vpn_of(region, offset), pages))}"
+
+    def move(self, region: int, offset: int, pages: int, node: int, flags: int) -> str:
+        start = vpn_of(region, offset)
+        vpns = list(range(start, start + pages))
+        error, status = numa_syscalls.move_pages(self.memory, self.task, vpns, [node] * pages, flags)
+        return f"{error} {run_lengths(status)}"
+
+    def migrate(self, old: int, new: int) -> int:
+        return numa_syscalls.migrate_pages(self.memory, self.task, old, new)
+
+    def getpol(self) -> str:
+        return _policy_line(numa_syscalls.get_mempolicy(self.memory, self.task))
+
+    def getpolat(self, region: int, offset: int) -> str:
+        flags = numa_syscalls.MPOL_F_ADDR
+        return _policy_line(
+            numa_syscalls.get_mempolicy(self.memory, self.task, vpn_of(region, offset), flags)
+        )
+
+    def allowed(self) -> str:
+        flags = numa_syscalls.MPOL_F_MEMS_ALLOWED
+        error, _, nodes = numa_syscalls.get_mempolicy(self.memory, self.task, None, flags)
+        return f"{error} {nodemask.format_list(nodes, ranges=False)}"
+
+    def cpuset(self, nodes: int) -> int:
+        change = syscalls.write_cpuset_mems(self.memory, [self.task], self.group, nodes, _ALL_MEMS)
+        self.group = change.cpuset
+        return change.error
+
+    # -- files
+
+    def fmap(self, region: int, file: int, pages: int, kind: str) -> int:
+        holder, start = self.files[file], vpn_of(region)
+        return syscalls.mmap_object(self.memory, self.task, start, pages, holder, kind == "fp")
+
+    def fread(self, file: int, offset: int, pages: int) -> int:
+        return filemap.read_pages(self.memory, self.task, self.files[file], offset, pages)
+
+    def faults(self, region: int, offset: int, pages: int, how: str) -> str:
+        count = self.memory.vmstat.count
+        before, hard_before = count["pgfault"], count["pgmajfault"]
+        error = self.touch(region, offset, pages, how)
+        if error:
+            return str(error)
+        hard = count["pgmajfault"] - hard_before
+        return f"{count['pgfault'] - before - hard} {hard}"
+
+    def drop(self) -> int:
+        filemap.sync(self.memory)
+        filemap.drop_caches(self.memory)
+        return 0
+
+
+def _policy_line(answer: tuple[int, int, int]) -> str:
+    error, mode, nodes = answer
+    return f"{error} {mode} {nodemask.format_list(nodes, ranges=False)}"

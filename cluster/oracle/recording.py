@@ -1,0 +1,116 @@
+"""Reads recorded programs: JSON lines, plain or gzip, one program a line (docs/oracle.md).
+
+A program is checked whole before it runs: a damaged line, a field that is missing, an op that is not known, or
+an argument out of its range is an error with file, line and field. Nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from privmem.cluster.errors import TraceError
+from privmem.cluster.oracle.ops import Op, parse_op
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_FIELDS = ("name", "kernel", "ops", "results")
+#: Mistakes that one message lists.
+_PROBLEMS_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One recorded program: what was called, and what the kernel answered."""
+
+    file: str
+    line: int
+    name: str
+    kernel: str  # version, such as 6.1.176
+    ops: tuple[Op, ...]
+    results: tuple[str, ...]
+
+
+def read_recording(path: Path) -> list[Program]:
+    """All programs of a file. Raises TraceError with one line for each mistake."""
+    programs: list[Program] = []
+    problems: list[str] = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            programs.append(_program(path, number, line))
+        except ValueError as error:
+            problems.extend(f"{path}:{number}: {text}" for text in str(error).splitlines())
+    if not programs and not problems:
+        problems.append(f"{path}: holds no program")
+    if len(problems) > _PROBLEMS_MAX:
+        problems[_PROBLEMS_MAX:] = [f"{path}: and {len(problems) - _PROBLEMS_MAX} more mistakes"]
+    if problems:
+        raise TraceError("\n".join(problems))
+    return programs
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if content.startswith(_GZIP_MAGIC):
+            content = gzip.decompress(content)
+        return content.decode()
+    except OSError as error:  # gzip's BadGzipFile is one too
+        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: cannot be read: {error}") from None
+
+
+def _program(path: Path, number: int, line: str) -> Program:
+    """Raises ValueError with one line for each mistake."""
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected an object with {', '.join(_FIELDS)}, found {_kind(fields)}")
+    problems = [f"{key}: missing" for key in _FIELDS if key not in fields]
+    problems += [
+        f"{key}: no such field; allowed: {', '.join(_FIELDS)}" for key in fields if key not in _FIELDS
+    ]
+    for key in ("name", "kernel"):
+        if key in fields and not isinstance(fields[key], str):
+            problems.append(f"{key}: expected a string, found {_kind(fields[key])}")
+    for key in ("ops", "results"):
+        if key in fields:
+            problems += _check_strings(key, fields[key])
+    if problems:
+        raise ValueError("\n".join(problems))
+    if len(fields["ops"]) != len(fields["results"]):
+        raise ValueError(
+            f"results: {len(fields['results'])} for {len(fields['ops'])} ops, expected one for each"
+        )
+    ops: list[Op] = []
+    for at, text in enumerate(fields["ops"]):
+        try:
+            ops.append(parse_op(text))
+        except ValueError as error:
+            problems.append(f"ops[{at}]: program {fields['name']}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return Program(str(path), number, fields["name"], fields["kernel"], tuple(ops), tuple(fields["results"]))
+
+
+def _check_strings(key: str, value: Any) -> list[str]:
+    if not isinstance(value, list):
+        return [f"{key}: expected a list of strings, found {_kind(value)}"]
+    return [
+        f"{key}[{at}]: expected a string, found {_kind(entry)}"
+        for at, entry in enumerate(value)
+        if not isinstance(entry, str)
+    ]
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,238 @@
+"""`privmem oracle`: what it prints, its exit status, its unknowns, and files that are wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privmem.cluster import cli
+from privmem.cluster.errors import InvariantError, TraceError
+from privmem.cluster.oracle import replay as replay_module
+from privmem.cluster.oracle.machine import Machine
+from privmem.cluster.oracle.ops import OPS, parse_op
+from privmem.cluster.oracle.recording import read_recording
+from privmem.cluster.oracle.replay import Disagreement, Verdict, replay
+
+
+def line(name: str = "p", kernel: str = "6.1.176", **pairs: Any) -> str:
+    return json.dumps({"name": name, "kernel": kernel, **pairs})
+
+
+def write(path: Path, *programs: list[tuple[str, str]]) -> Path:
+    """A recording of programs given as (op, result) pairs."""
+    lines = [
+        line(f"p{n}", ops=[op for op, _ in program], results=[result for _, result in program])
+        for n, program in enumerate(programs)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def verdict_of(tmp_path: Path, *pairs: tuple[str, str]) -> Verdict:
+    (program,) = read_recording(write(tmp_path / "r.jsonl", list(pairs)))
+    return replay(program, validate=True)
+
+
+TOUCHED = [("cpu 1", "cpu 0"), ("mmap 0 4 pa", "mmap 0"), ("touch 0 0 3 w", "touch 0")]
+RIGHT = [*TOUCHED, ("where 0 0 4", "where 0 1*3,-14*1")]
+WRONG = [*TOUCHED, ("where 0 0 4", "where 0 1*4"), ("getpol", "getpol 7 7 7")]
+
+
+def test_every_op_has_a_method() -> None:
+    assert [name for name in OPS if not callable(getattr(Machine, name, None))] == []
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["plain", "gzip"])
+def test_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str], pack: bool) -> None:
+    file = write(tmp_path / "r.jsonl", RIGHT, RIGHT)
+    if pack:
+        file.write_bytes(gzip.compress(file.read_bytes()))
+    assert cli.main(["oracle", str(file), str(file), "--validate"]) == 0
+    assert capsys.readouterr() == ("agreed 4 of 4 programs\n", "")
+
+
+def test_the_first_disagreement_of_each_program_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "r.jsonl", WRONG, RIGHT)
+    assert cli.main(["oracle", str(file)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}:1: program p0, op 3: where 0 0 4",
+        "  expected: where 0 1*4",
+        "  got:      where 0 1*3,-14*1",
+        "agreed 1 of 2 programs",
+    ]
+
+
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "r.jsonl", RIGHT, WRONG)
+    assert cli.main(["oracle", "--json", str(file)]) == 1
+    disagreement = {"number": 3, "op": "where 0 0 4", "expected": "where 0 1*4", "got": "where 0 1*3,-14*1"}
+    assert json.loads(capsys.readouterr().out) == {
+        "agreed": 1,
+        "programs": 2,
+        "verdicts": [
+            {"file": str(file), "line": 1, "program": "p0", "agrees": True},
+            {"file": str(file), "line": 2, "program": "p1", "agrees": False, **disagreement},
+        ],
+    }
+
+
+def shared(answers: str, cpu: int = 0) -> list[tuple[str, str]]:
+    """A program whose answer depends on the inode number: 1 starts at node 1, 4 at node 0."""
+    return [
+        (f"cpu {cpu}", "cpu 0"),
+        ("mmap 0 4 sa", "mmap 0"),
+        ("setpol 3 0,1,2,3", "setpol 0"),
+        ("touch 0 0 4 w", "touch 0"),
+        ("where 0 0 4", f"where 0 {answers}"),
+    ]
+
+
+def test_the_inode_number_is_inferred(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "r.jsonl", shared("1*1,2*1,3*1,0*1"), shared("0*1,1*1,2*1,3*1"), RIGHT)
+    assert [replay(program).inodes for program in read_recording(file)] == [((0, 1),), ((0, 4),), ()]
+    assert cli.main(["oracle", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "unknown of the recording: in 2 programs that interleave and share memory, the first inode number "
+        "(modulo 12) was inferred",
+        "agreed 3 of 3 programs",
+    ]
+
+
+def test_each_cpu_counts_its_own_inodes(tmp_path: Path) -> None:
+    more = [("cpu 1", "cpu 0"), ("mmap 1 4 sa", "mmap 0"), ("touch 1 0 4 w", "touch 0")]
+    verdict = verdict_of(
+        tmp_path, *shared("2*1,3*1,0*1,1*1"), *more, ("where 1 0 4", "where 0 3*1,0*1,1*1,2*1")
+    )
+    assert (verdict.agrees, verdict.inodes) == (True, ((0, 2), (1, 3)))
+
+
+def test_one_number_must_explain_all_answers(tmp_path: Path) -> None:
+    """The second mapping of a program has the next number, and no other."""
+    more = [("mmap 1 4 sa", "mmap 0"), ("touch 1 0 4 w", "touch 0")]
+    good, bad = ("where 1 0 4", "where 0 3*1,0*1,1*1,2*1"), ("where 1 0 4", "where 0 0*1,1*1,2*1,3*1")
+    first = shared("2*1,3*1,0*1,1*1")
+    assert verdict_of(tmp_path, *first, *more, good).inodes == ((0, 2),)
+    verdict = verdict_of(tmp_path, *first, *more, bad)
+    assert verdict.disagreement == Disagreement(7, bad[0], bad[1], good[1])
+    assert verdict.inodes == ((0, 2),)  # of all numbers, this one goes furthest
+
+
+def test_what_the_emulator_cannot_do_is_no_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "r.jsonl", [*TOUCHED, ("madvise 0 0 4 77", "madvise -22")], RIGHT)
+    assert cli.main(["oracle", str(file)]) == 2
+    assert capsys.readouterr() == (
+        "agreed 1 of 2 programs\n",
+        f"{file}:1: program p0: ops[3]: 'madvise 0 0 4 77': not emulated: madvise with advice 77\n",
+    )
+
+
+def test_a_fault_of_the_emulator_is_told_with_its_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(machine: Machine, *args: object) -> int:
+        raise KeyError("frame")
+
+    monkeypatch.setattr(Machine, "touch", fail)
+    found = verdict_of(tmp_path, *RIGHT).disagreement
+    assert found == Disagreement(2, "touch 0 0 3 w", "touch 0", "KeyError: 'frame'")
+
+
+def test_validate_recounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(memory: object) -> None:
+        raise InvariantError("lost a frame")
+
+    monkeypatch.setattr(replay_module, "validate_memory", broken)
+    with pytest.raises(InvariantError, match="lost a frame"):
+        verdict_of(tmp_path, *RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("where 0 0", "'where 0 0': 2 arguments, expected 3: where region offset pages"),
+        ("where 0 0 4 4", "'where 0 0 4 4': 4 arguments, expected 3: where region offset pages"),
+        ("where 64 0 1", "'where 64 0 1': region: found 64; allowed: 0 to 63"),
+        ("where 0 -1 1", "'where 0 -1 1': offset: found -1; allowed: 0 to 262143"),
+        ("where 0 0 x", "'where 0 0 x': pages: found 'x'; allowed: an integer"),
+        ("mmap 0 4 ps", "'mmap 0 4 ps': kind: found 'ps'; allowed: pa, sa"),
+        ("setpol 3 0;1", "'setpol 3 0;1': nodes: '0;1' is not a node list such as 0,2-4"),
+        ("fread 3 0 1", "'fread 3 0 1': file: found 3; allowed: 0 to 2"),
+        ("frobnicate", f"'frobnicate': no such op; allowed: {', '.join(OPS)}"),
+        ("", f"'': no such op; allowed: {', '.join(OPS)}"),
+    ],
+)
+def test_wrong_ops(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_op(text)
+    assert str(caught.value) == message
+
+
+def test_ops_are_typed() -> None:
+    assert parse_op("mbind 0 10 49 16384 0,2 0").args == (0, 10, 49, 16384, 0b101, 0)
+    assert parse_op("move 1 2 3 -1 6").args == (1, 2, 3, -1, 6)
+    assert parse_op("migrate - 0-3").args == (0, 0b1111)
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (line(ops=["drop"]), ["results: missing"]),
+        (line(ops=["drop"], results=[]), ["results: 0 for 1 ops, expected one for each"]),
+        (line(ops=["drop", 7], results=["drop 0", "x"]), ["ops[1]: expected a string, found a number"]),
+        (line(ops="drop", results=[]), ["ops: expected a list of strings, found a string"]),
+        (line(kernel=6.1, ops=[], results=[]), ["kernel: expected a string, found a number"]),  # type: ignore[arg-type]
+        (line(ops=[], results=[], cpus=2), ["cpus: no such field; allowed: name, kernel, ops, results"]),
+        (
+            line("x7", ops=["cpu 0", "cpu 9"], results=["", ""]),
+            ["ops[1]: program x7: 'cpu 9': cpu: found 9; allowed: 0 to 1"],
+        ),
+        ("[]", ["expected an object with name, kernel, ops, results, found a list"]),
+        ("{", ["no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"]),
+    ],
+)
+def test_wrong_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, messages: list[str]
+) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(line(ops=[], results=[]) + "\n\n" + text + "\n")
+    assert cli.main(["oracle", str(file)]) == 2
+    assert capsys.readouterr() == ("", "".join(f"{file}:3: {message}\n" for message in messages))
+
+
+def test_wrong_files_are_all_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty, cut, binary = tmp_path / "empty", tmp_path / "cut.gz", tmp_path / "binary"
+    empty.write_text("\n")
+    cut.write_bytes(gzip.compress(b"x" * 1000)[:-9])
+    binary.write_bytes(b"\xff\xfe")
+    files = [tmp_path / "none", tmp_path, empty, cut, binary]
+    assert cli.main(["oracle", *map(str, files)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        f"{files[0]}: cannot be read: No such file or directory",
+        f"{files[1]}: cannot be read: Is a directory",
+        f"{empty}: holds no program",
+        f"{cut}: cannot be read: Compressed file ended before the end-of-stream marker was reached",
+        f"{binary}: cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+    ]
+
+
+def test_a_long_list_of_mistakes_is_cut(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text("{}\n" * 6)
+    with pytest.raises(TraceError) as caught:
+        read_recording(file)
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (
+        21,
+        f"{file}:1: name: missing",
+        f"{file}: and 4 more mistakes",
+    )
