@@ -188,6 +188,14 @@ def rebind(policy: Mempolicy | None, mems: int, rules: PolicyNodes) -> Mempolicy
     return replace(policy, nodes=nodes, w=stored)
 
 
+def without_nodes(policy: Mempolicy | None, gone: int) -> Mempolicy | None:
+    """A policy that forgets these nodes; one that named nothing else becomes the default."""
+    if policy is None or policy.mode == Mpol.LOCAL or not (policy.nodes | policy.w) & gone:
+        return policy
+    nodes = policy.nodes & ~gone
+    return replace(policy, nodes=nodes, w=policy.w & ~gone) if nodes else None
+
+
 def request(
     policy: Mempolicy | None,
     local_nid: int,

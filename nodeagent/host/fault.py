@@ -28,6 +28,9 @@ from privmem.nodeagent.host.mm import VMA_ANON, Vma
 from privmem.nodeagent.host.page_alloc import alloc_page, free_page
 from privmem.nodeagent.host.task import Task
 
+#: What a fault that ends in SIGBUS answers; -EFAULT stands for SIGSEGV, -ENOMEM for the OOM killer's turn.
+FAULT_SIGBUS = -errno.ENXIO
+
 
 def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
     """One fault of a task. Returns the ns that it took, or a negative errno: -EFAULT where nothing is mapped,

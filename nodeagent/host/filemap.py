@@ -9,13 +9,12 @@ fault-around (one access brings one page), write(2), swap of shared memory.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 
 import numpy as np
 
 from privmem.nodeagent.host.costs import FAULT_NS
-from privmem.nodeagent.host.fault import add_mapping, map_page
+from privmem.nodeagent.host.fault import FAULT_SIGBUS, add_mapping, map_page
 from privmem.nodeagent.host.layout import (
     PG_DIRTY,
     PG_FILE,
@@ -45,7 +44,7 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
     holder = memory.page_cache.of(vma.object_id)
     index = vma.index + vpn - vma.start
     if index >= holder.nr_pages:
-        return -errno.EFAULT  # SIGBUS
+        return FAULT_SIGBUS
     cached = index in holder.pages
     pfn = holder.pages[index] if cached else fill(memory, task, holder, index)
     if pfn < 0:

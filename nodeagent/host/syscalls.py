@@ -222,12 +222,18 @@ def write_cpuset_mems(
     change = cpuset.write_mems(group, requested, parent_effective, rules.cpuset_nodes, populated=True)
     if change.error or not change.rebinds:
         return change
+    rebind_tasks(tasks, change)
     for task in tasks:
-        task.policy = cpuset.rebind_task(task.policy, change, rules.policy_nodes)
-        task.mems_allowed = change.cpuset.effective
-        task.mm.vmas = [
-            replace(vma, policy=cpuset.rebind_vma(vma.policy, change, rules.policy_nodes))
-            for vma in task.mm.vmas
-        ]
         do_migrate_pages(memory, task, change.old_effective, change.cpuset.effective, True, None)
     return change
+
+
+def rebind_tasks(tasks: list[Task], change: MemsChange) -> None:
+    """`cpuset_change_task_nodemask`, `mpol_rebind_mm`: tasks of a cpuset take its new mems."""
+    for task in tasks:
+        rules = task.resolver.policy_nodes
+        task.policy = cpuset.rebind_task(task.policy, change, rules)
+        task.mems_allowed = change.cpuset.effective
+        task.mm.vmas = [
+            replace(vma, policy=cpuset.rebind_vma(vma.policy, change, rules)) for vma in task.mm.vmas
+        ]

@@ -62,6 +62,8 @@ class Design(Protocol):
     name: str
     #: One line for reports.
     title: str
+    #: Whether policies forget a private node whose memory goes offline, so that its id can be reused.
+    scrubs_policies: bool
 
     # -- claiming a node
 

@@ -61,6 +61,7 @@ class PrivateZonelist:
     """See the module's docstring. Immutable."""
 
     name = "private-zonelist"
+    scrubs_policies = True
     title = "feature masks and one private zonelist over all memory nodes (F1)"
 
     def grant(self, wish: Feature) -> Feature:

@@ -1,0 +1,254 @@
+"""Memory that comes and goes: a driver claims a node, adds a range, puts it online, offline, and removes it.
+
+Models `add_memory_driver_managed`, `online_pages`, `offline_pages` and `remove_memory` (mm/memory_hotplug.c,
+Linux 6.1), and what the private-node series adds: `add_private_memory_driver_managed` claims the node first.
+A node is private only while memory of a claim is online; its claim survives offline and goes with the last
+range that is *removed* (F1). Zonelists, tiers and watermarks are made anew at each step. Left out: memory
+blocks (a range goes online and offline as a whole), vmemmap on the memory itself, failures of notifiers.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_LRU
+from privmem.nodeagent.host.memory import Memory, Node
+from privmem.nodeagent.host.migrate import move_to_frames
+from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_unused_page
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import MAX_NUMNODES, PAGEBLOCK_ORDER, Feature, Reason
+from privmem.scheduler.isolation import Service
+from privmem.scheduler.isolation.design import Claim
+from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL, HostTopology
+from privmem.scheduler.zonelist import AllocRequest
+
+#: States of a range, as the test drivers of the series write them to their `state` file.
+UNPLUGGED = "unplugged"
+OFFLINE = "offline"
+ONLINE = "online"
+
+PAGEBLOCK_PAGES = 1 << PAGEBLOCK_ORDER
+
+
+@dataclass(slots=True)
+class Range:
+    """One range of a device's memory on a node: pages [start, start + nr_pages) of the node's span."""
+
+    start: int
+    nr_pages: int
+    online: bool = False
+
+
+class Hotplug:
+    """Which node is claimed by whom, and the ranges that each has."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.claims: dict[int, Claim] = {}
+        self.ranges: dict[int, list[Range]] = {nid: [] for nid in memory.nodes}
+        for nid, node in memory.nodes.items():
+            if node.managed_pages:
+                self.ranges[nid].append(Range(0, node.managed_pages, online=True))
+
+    # -- claims
+
+    def claim(self, nid: int, claim: Claim) -> int:
+        """`node_features_register` and its forerunners: 0 or a negative errno. Changes no node state."""
+        memory = self.memory
+        if nid not in memory.nodes:
+            return -errno.EINVAL
+        design = memory.resolver.design
+        error = design.claim_error(claim.features)
+        if error:
+            return error
+        held = self.claims.get(nid)
+        error = design.reclaim_error(held, bool(memory.nodes[nid].managed_pages), claim)
+        if not error and held is None:
+            self.claims[nid] = claim
+        return error
+
+    def release(self, nid: int) -> int:
+        """Give a claim back: -EBUSY while the node has memory online, 0 otherwise, also when there is none."""
+        if self.memory.nodes[nid].managed_pages:
+            return -errno.EBUSY
+        self.claims.pop(nid, None)
+        return 0
+
+    # -- ranges
+
+    def add_private_memory(self, nid: int, claim: Claim | None, start: int, nr_pages: int) -> int:
+        """`add_private_memory_driver_managed`: claim the node and add a range, offline. A failure leaves nothing
+        behind.
+        """
+        if claim is None or nid not in self.memory.nodes:
+            return -errno.EINVAL
+        unclaimed = nid not in self.claims
+        error = self.claim(nid, claim)
+        if error:
+            return error
+        error = self._add_range(nid, start, nr_pages)
+        if error and unclaimed:
+            del self.claims[nid]
+        return error
+
+    def add_memory(self, nid: int, start: int, nr_pages: int) -> int:
+        """`add_memory_driver_managed`: a range of ordinary memory, offline; not on a claimed node."""
+        if nid not in self.memory.nodes:
+            return -errno.EINVAL
+        if nid in self.claims:
+            return -errno.EBUSY
+        return self._add_range(nid, start, nr_pages)
+
+    def _add_range(self, nid: int, start: int, nr_pages: int) -> int:
+        span = self.memory.nodes[nid].spec.span_pages
+        if nr_pages <= 0 or start < 0 or start + nr_pages > span:
+            return -errno.EINVAL
+        if any(start < r.start + r.nr_pages and r.start < start + nr_pages for r in self.ranges[nid]):
+            return -errno.EEXIST
+        self.ranges[nid].append(Range(start, nr_pages))
+        return 0
+
+    def online(self, nid: int, zone: str = ZONE_MOVABLE) -> int:
+        """`online_pages` for all ranges of a node: `online_movable` or, with ZONE_NORMAL, `online_kernel`.
+
+        The node takes the zone with its first range; another zone later is EINVAL.
+        """
+        memory = self.memory
+        node = memory.nodes[nid]
+        ranges = self.ranges[nid]
+        if zone not in (ZONE_MOVABLE, ZONE_NORMAL):
+            return -errno.EINVAL
+        if not ranges:
+            return -errno.ENODEV
+        if node.managed_pages and memory.topology.node(nid).zone != zone:
+            return -errno.EINVAL
+        for part in ranges:
+            if not part.online:
+                memory.online(node, part.start, part.nr_pages)
+                part.online = True
+        self._retake(nid, zone)
+        return 0
+
+    def offline(self, nid: int) -> int:
+        """`offline_pages` for all ranges of a node: residents move out, or -EBUSY and all stays as it was."""
+        for part in self.ranges[nid]:
+            if part.online:
+                error = self._offline_range(nid, part)
+                if error:
+                    return error
+        self._retake(nid, self.memory.topology.node(nid).zone)
+        return 0
+
+    def remove(self, nid: int, start: int | None = None) -> int:
+        """`offline_and_remove_memory` of one range (by its start) or of all. The claim goes with the last range;
+        while others remain it is kept, and -EBUSY says so (`offline_and_remove_private_memory`).
+        """
+        chosen = [r for r in self.ranges[nid] if start is None or r.start == start]
+        if not chosen:
+            return -errno.EINVAL
+        for part in chosen:
+            if part.online:
+                error = self._offline_range(nid, part)
+                if error:
+                    self._retake(nid, self.memory.topology.node(nid).zone)
+                    return error
+            self.ranges[nid].remove(part)
+        self._retake(nid, self.memory.topology.node(nid).zone)
+        if self.ranges[nid]:
+            return -errno.EBUSY if nid in self.claims else 0
+        self.claims.pop(nid, None)
+        return 0
+
+    def state(self, nid: int) -> str:
+        """`online`, `offline` or `unplugged`."""
+        if not self.ranges[nid]:
+            return UNPLUGGED
+        return ONLINE if any(r.online for r in self.ranges[nid]) else OFFLINE
+
+    # -- inside
+
+    def _retake(self, nid: int, zone: str) -> None:
+        """`build_all_zonelists` and `node_states_set_node` after memory of a node came or went."""
+        memory = self.memory
+        claim = self.claims.get(nid)
+        pages = memory.nodes[nid].managed_pages
+        features = claim.features if claim else Feature.ALL
+        nodes = tuple(
+            replace(
+                n, span_pages=pages, private=claim is not None and pages > 0, features=features, zone=zone
+            )
+            if n.nid == nid
+            else n
+            for n in memory.topology.nodes
+        )
+        memory.take_topology(HostTopology(nodes, memory.topology.distances))
+
+    def _offline_range(self, nid: int, part: Range) -> int:
+        """Take the free pages away, move the others out, and the range is gone; or -EBUSY, and it is not."""
+        memory = self.memory
+        node = memory.nodes[nid]
+        first = node.start_pfn + part.start
+        pfns = np.arange(first, first + part.nr_pages, dtype=np.int32)
+        flags = memory.frames.flags[pfns]
+        residents = pfns[flags & PG_ALLOCATED != 0]
+        if len(residents):
+            if not memory.resolver.allows(Service.HOTUNPLUG, nid):
+                return -errno.EBUSY
+            if np.any(memory.frames.flags[residents] & PG_LRU == 0):
+                return -errno.EBUSY  # unmovable: kernel pages, pinned ones
+            error = self._move_out(node, residents)
+            if error:
+                return error
+        if not node.buddy.remove_range(first, part.nr_pages):
+            return -errno.EBUSY
+        node.managed_pages -= part.nr_pages
+        part.online = False
+        return 0
+
+    def _move_out(self, node: Node, pfns: np.ndarray) -> int:
+        """`do_migrate_range`: to any other node with memory of the ordinary list, nearest first."""
+        memory = self.memory
+        resolver = memory.resolver
+        others = resolver.topology.memory & ~(1 << node.nid)
+        request = AllocRequest(node.nid, others, Reason.HOTPLUG)
+        resolution = resolver.resolve(request, None)
+        zones = tuple(n for n in resolution.zones if n != node.nid)
+        context = AllocContext(
+            zones, Reason.HOTPLUG, uninvited=resolution.uninvited, request=request, may_reclaim=bool(zones)
+        )
+        for pfn in pfns.tolist():
+            if not memory.frames.flags[pfn] & PG_ALLOCATED:
+                continue  # reclaim for the others freed it
+            memory.lru_del(pfn)
+            new = alloc_page(memory, context) if zones else -errno.ENOMEM
+            if new < 0:
+                memory.lru_add(pfn)
+                return -errno.EBUSY
+            if memory.frames.nid_of(new) == node.nid:
+                free_unused_page(memory, new)
+                memory.lru_add(pfn)
+                return -errno.EBUSY
+            pair = np.array([pfn, new], dtype=np.int32)
+            move_to_frames(memory, pair[:1], pair[1:], Reason.HOTPLUG)
+        return 0
+
+    # -- state
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "claims": {nid: [c.owner, int(c.features)] for nid, c in sorted(self.claims.items())},
+            "ranges": {nid: [[r.start, r.nr_pages, r.online] for r in rs] for nid, rs in self.ranges.items()},
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self.claims = {int(n): Claim(owner, Feature(f)) for n, (owner, f) in snapshot["claims"].items()}
+        self.ranges = {int(n): [Range(*r) for r in rs] for n, rs in snapshot["ranges"].items()}
+
+
+def possible_mask(memory: Memory) -> int:
+    """`node_possible_map`: every node id that the machine can ever have."""
+    return nodemask.of(nid for nid in memory.nodes if nid < MAX_NUMNODES)

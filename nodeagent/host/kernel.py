@@ -1,0 +1,295 @@
+"""One emulated Linux without rounds: nodes, hotplug, cgroups and processes whose system calls are Python methods.
+
+What litmus tests, the isolation audit, the oracle and tests written in Python run on. It is the same memory
+management as that of the host participant (host.py); here nobody else's time passes, and what the kernel's own
+threads do happens when it is asked for. All devices answer at once and never refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from privmem.nodeagent.host import filemap, numa_balancing, syscalls
+from privmem.nodeagent.host.audit import validate_memory
+from privmem.nodeagent.host.hotplug import Hotplug, possible_mask
+from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
+from privmem.nodeagent.host.pagecache import MemObject
+from privmem.nodeagent.host.process import Process
+from privmem.nodeagent.host.reclaim import run_kswapd
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler import cpuset, mempolicy, nodemask
+from privmem.scheduler.abi import Feature
+from privmem.scheduler.cpuset import Cpuset, MemsChange
+from privmem.scheduler.isolation import DEFAULT_DESIGN, Design
+from privmem.scheduler.isolation.design import Claim
+from privmem.scheduler.tiers import ADISTANCE_DRAM
+from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL, HostTopology, NodeTopology
+
+#: More time than any kernel thread needs to come to rest.
+_LONG_NS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBoot:
+    """A node that the machine can have."""
+
+    nid: int
+    pages: int
+    cpus: tuple[int, ...] = ()
+    #: Claimed by a driver, and with which wishes (the design grants its own bits of them).
+    private: bool = False
+    wish: Feature = Feature.NONE
+    zone: str = ZONE_NORMAL
+    adistance: int = ADISTANCE_DRAM
+    #: Device class, for reports.
+    kind: str = "dram"
+    #: Whether its memory is there from the start; a driver brings it otherwise.
+    online: bool = True
+    read_ns: int = 100
+    write_ns: int = 100
+
+
+@dataclass(slots=True)
+class Cgroup:
+    """A control group: its cpuset, and the tasks in it."""
+
+    name: str
+    parent: str
+    cpuset: Cpuset
+
+
+class Kernel:
+    """See the module's docstring. `distances` is the SLIT in the order of `nodes`."""
+
+    def __init__(
+        self,
+        nodes: Iterable[NodeBoot],
+        distances: tuple[tuple[int, ...], ...],
+        design: str = DEFAULT_DESIGN,
+        sysctl: Sysctl | None = None,
+    ) -> None:
+        self.boot = {node.nid: node for node in nodes}
+        knobs = sysctl or Sysctl(NumaBalancing(mode=0), demotion_enabled=False)
+        topology = HostTopology(tuple(_at_boot(n) for n in self.boot.values()), distances)
+        specs = [_backing(node) for node in self.boot.values()]
+        self.memory = Memory(topology, specs, knobs, design)
+        self.hotplug = Hotplug(self.memory)
+        self.files: dict[str, MemObject] = {}
+        self.processes: dict[int, Process] = {}
+        self._next_pid = 1
+        everything = self.memory.resolver.cpuset_nodes.namable
+        self.cgroups = {"": Cgroup("", "", Cpuset(everything, everything))}
+        for node in self.boot.values():
+            if node.private and node.online:
+                self._boot_private(node)
+        self.memory_changed()
+
+    def _boot_private(self, node: NodeBoot) -> None:
+        claim = Claim(driver_name(node.nid), self.design.grant(node.wish))
+        error = self.hotplug.add_private_memory(node.nid, claim, 0, node.pages)
+        if error:
+            raise OSError(-error, f"node {node.nid}: {self.design.name} refuses the claim {claim.features!r}")
+        self.hotplug.online(node.nid, node.zone)
+
+    @property
+    def design(self) -> Design:
+        """The isolation design in force."""
+        return self.memory.resolver.design
+
+    # -- processes and cgroups
+
+    def spawn(self, cpu: int = 0, cgroup: str = "") -> Process:
+        """A new process without mappings, in a cgroup."""
+        task = Task(self._next_pid, cpu, self.memory.resolver)
+        task.mems_allowed = self.cgroups[cgroup].cpuset.effective
+        return self._adopt(task, cgroup)
+
+    def forked(self, parent: Process) -> Process:
+        """`fork`: see syscalls.fork."""
+        return self._adopt(syscalls.fork(self.memory, parent.task, self._next_pid), parent.cgroup)
+
+    def _adopt(self, task: Task, cgroup: str) -> Process:
+        process = Process(self, task, cgroup)
+        self.processes[task.pid] = process
+        self._next_pid += 1
+        return process
+
+    def create_cgroup(self, name: str, parent: str = "") -> Cgroup:
+        """`mkdir`: a cpuset with nothing requested, all of the parent's nodes in effect."""
+        group = Cgroup(name, parent, Cpuset.inheriting(self.cgroups[parent].cpuset.effective))
+        self.cgroups[name] = group
+        return group
+
+    def write_mems(self, name: str, nodes: Iterable[int]) -> int:
+        """Write `cpuset.mems` of a cgroup: 0 or a negative errno; tasks below are rebound, pages move."""
+        group = self.cgroups[name]
+        parent = self.cgroups[group.parent].cpuset.effective
+        tasks = self.tasks_of(name)
+        requested = nodemask.of(nodes)
+        if tasks:
+            change = syscalls.write_cpuset_mems(self.memory, tasks, group.cpuset, requested, parent)
+        else:
+            rules = self.memory.resolver.cpuset_nodes
+            change = cpuset.write_mems(group.cpuset, requested, parent, rules, populated=False)
+        if change.error:
+            return change.error
+        group.cpuset = change.cpuset
+        for child in self.cgroups.values():
+            if child.parent == name and child.name:
+                self._inherit(child)
+        return 0
+
+    def _inherit(self, group: Cgroup) -> None:
+        """The parent's effective mems changed (`update_nodemasks_hier`)."""
+        asked = group.cpuset.requested
+        group.cpuset = replace(group.cpuset, requested=0)
+        self.write_mems(group.name, nodemask.nodes(asked))
+
+    def tasks_of(self, cgroup: str) -> list[Task]:
+        """Living tasks of a cgroup, by pid."""
+        return [p.task for p in self.processes.values() if p.cgroup == cgroup and not p.exited]
+
+    # -- files
+
+    def create_file(self, name: str, nr_pages: int, source: int = 0) -> MemObject:
+        """A file of this many pages, none of them cached."""
+        self.files[name] = self.memory.page_cache.create_file(name, nr_pages, source)
+        return self.files[name]
+
+    def sync(self) -> None:
+        """`sync(2)`."""
+        filemap.sync(self.memory)
+
+    def drop_caches(self) -> int:
+        """`echo 1 > /proc/sys/vm/drop_caches`; how many pages went."""
+        return filemap.drop_caches(self.memory)
+
+    # -- the kernel's threads
+
+    def kswapd(self, nid: int | None = None, wake: bool = False) -> None:
+        """Let kswapd of one node, or of all, work until it rests. `wake`: even when nobody woke it."""
+        for node in self.memory.nodes.values() if nid is None else [self.memory.nodes[nid]]:
+            node.kswapd_awake |= wake
+            run_kswapd(self.memory, node, _LONG_NS)
+
+    def numa_scan(self, process: Process) -> None:
+        """`task_numa_work` of a process, as if its scan period were over."""
+        process.task.next_scan_ns = 0
+        numa_balancing.scan(self.memory, process.task, self.memory.numa_balancing)
+
+    def advance(self, time_ns: int) -> None:
+        """Let virtual time pass."""
+        self.memory.now_ns += time_ns
+
+    def out_of_memory(self, process: Process) -> Process | None:
+        """The OOM killer for a fault of `process`; the victim, or None when there is nobody to kill."""
+        alive = [p for p in self.processes.values() if not p.exited and p.resident_pages()]
+        if not alive:
+            return None
+        victim = max(alive, key=lambda p: (p.resident_pages(), -p.pid))
+        self.memory.vmstat.add("oom_kill")
+        victim.die()
+        return victim
+
+    # -- hotplug
+
+    def memory_changed(self) -> None:
+        """Memory came or went: the root cpuset follows, and with it all others (`cpuset_hotplug_workfn`)."""
+        everything = self.memory.resolver.cpuset_nodes.namable
+        root = self.cgroups[""]
+        before = root.cpuset.effective
+        if before == everything:
+            return
+        root.cpuset = Cpuset(everything, everything)
+        syscalls.rebind_tasks(self.tasks_of(""), MemsChange(0, root.cpuset, True, before))
+        if self.design.scrubs_policies:
+            self._scrub(before & ~everything)
+        for child in self.cgroups.values():
+            if not child.parent and child.name:
+                self._inherit(child)
+
+    def _scrub(self, gone: int) -> None:
+        """Policies forget nodes whose memory is gone, also those that a user mask still names."""
+        for process in self.processes.values():
+            task = process.task
+            task.policy = mempolicy.without_nodes(task.policy, gone)
+            task.mm.vmas = [replace(v, policy=mempolicy.without_nodes(v.policy, gone)) for v in task.mm.vmas]
+
+    def plug(self, nid: int, wish: Feature | None = None, owner: str = "", zone: str = ZONE_MOVABLE) -> int:
+        """A driver brings a node's memory: claim with `wish` (default: the node's own), add, online."""
+        node = self.boot[nid]
+        features = self.design.grant(node.wish if wish is None else wish)
+        claim = Claim(owner or driver_name(nid), features)
+        error = self.hotplug.add_private_memory(nid, claim, 0, node.pages)
+        if not error:
+            error = self.hotplug.online(nid, zone)
+        self.memory_changed()
+        return error
+
+    def online(self, nid: int, zone: str = ZONE_MOVABLE) -> int:
+        """All ranges that were added to the node go online; 0 or a negative errno."""
+        error = self.hotplug.online(nid, zone)
+        self.memory_changed()
+        return error
+
+    def offline(self, nid: int) -> int:
+        """All memory of the node goes offline; 0 or -EBUSY."""
+        error = self.hotplug.offline(nid)
+        self.memory_changed()
+        return error
+
+    def unplug(self, nid: int) -> int:
+        """Offline and remove all memory of the node: 0 or a negative errno."""
+        error = self.hotplug.remove(nid)
+        self.memory_changed()
+        return error
+
+    # -- looking
+
+    def node_states(self) -> dict[str, int]:
+        """/sys/devices/system/node: file name -> mask."""
+        topology = self.memory.topology
+        return {
+            "possible": possible_mask(self.memory),
+            "online": topology.memory | topology.with_cpus,
+            "has_cpu": topology.with_cpus,
+            "has_normal_memory": topology.normal_zone,
+            **self.design.node_states(topology),
+        }
+
+    def tiers(self) -> dict[int, int]:
+        """/sys/devices/virtual/memory_tiering: tier number -> mask of its nodes."""
+        return dict(self.memory.resolver.tiers(self.memory.demotion_enabled, 0).tiers)
+
+    def validate(self) -> None:
+        """Raise InvariantError unless everything equals a recount."""
+        validate_memory(self.memory)
+
+
+def driver_name(nid: int) -> str:
+    """The owner of a node when nobody says otherwise."""
+    return f"driver{nid}"
+
+
+def _at_boot(node: NodeBoot) -> NodeTopology:
+    """Before any driver has run: private memory is not there yet."""
+    there = node.online and not node.private
+    pages = node.pages if there else 0
+    return NodeTopology(node.nid, node.cpus, False, Feature.ALL, node.zone, node.adistance, "", pages)
+
+
+def _backing(node: NodeBoot) -> NodeSpec:
+    return NodeSpec(
+        nid=node.nid,
+        device=f"device/n{node.nid}",
+        span_pages=node.pages,
+        boot_pages=node.pages if node.online and not node.private else 0,
+        read_ns=node.read_ns,
+        write_ns=node.write_ns,
+        stores=False,
+        compressed=node.kind == "compressed-ram",
+        pooled=False,
+        extent_pages=0,
+        credit_pages=0,
+    )

@@ -1,0 +1,216 @@
+"""A process of an emulated Linux: system calls as Python methods that raise OSError with the kernel's errno.
+
+Addresses and lengths are in bytes, as in the real calls; nodes are iterables of node ids. A fault that the
+kernel answers with a signal raises `Signalled`. Each method names the man page that it follows; what the
+kernel does is in the modules that it calls (syscalls, numa_syscalls, filemap, ...).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privmem.nodeagent.host import numa_syscalls, syscalls
+from privmem.nodeagent.host.fault import FAULT_SIGBUS
+from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
+from privmem.nodeagent.host.pagecache import MemObject
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from privmem.nodeagent.host.kernel import Kernel
+
+MADV_DONTNEED = 4
+
+#: Where the kernel puts mappings that name no address.
+_MMAP_BASE = 0x7000_0000_0000
+
+
+class Signalled(Exception):
+    """The kernel sent the process a signal: SIGSEGV, SIGBUS, or SIGKILL of the OOM killer."""
+
+    def __init__(self, number: int, why: str) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(f"{self.signal.name}: {why}")
+
+
+class Process:
+    """One process with one thread. Made by `Kernel.spawn` and `fork`."""
+
+    def __init__(self, kernel: Kernel, task: Task, cgroup: str) -> None:
+        self.kernel = kernel
+        self.task = task
+        self.cgroup = cgroup
+        #: Ended, by itself or by a signal.
+        self.exited = False
+
+    @property
+    def pid(self) -> int:
+        return self.task.pid
+
+    # -- address space
+
+    def mmap(
+        self, length: int, shared: bool = False, file: MemObject | None = None, offset: int = 0, addr: int = 0
+    ) -> int:
+        """mmap(2): anonymous memory, or a file from `offset` on; private unless `shared`. Returns the address;
+        `addr` is taken as it is (MAP_FIXED), 0 lets the kernel choose.
+        """
+        start = _page_of(addr) if addr else self._free_address(_pages_in(length))
+        nr = _pages_in(length)
+        memory, task = self.kernel.memory, self.task
+        if file is not None:
+            index = _page_of(offset)
+            self._check(syscalls.mmap_object(memory, task, start, nr, file, private=not shared, index=index))
+        elif shared:
+            self._check(syscalls.mmap_shared(memory, task, start, nr))
+        else:
+            self._check(syscalls.mmap_anon(memory, task, start, nr))
+        return start << PAGE_SHIFT
+
+    def munmap(self, addr: int, length: int) -> None:
+        """munmap(2)."""
+        self._check(syscalls.munmap(self.kernel.memory, self.task, _page_of(addr), _pages_in(length)))
+
+    def madvise(self, addr: int, length: int, advice: int) -> None:
+        """madvise(2)."""
+        if advice != MADV_DONTNEED:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        call = syscalls.madvise_dontneed
+        self._check(call(self.kernel.memory, self.task, _page_of(addr), _pages_in(length)))
+
+    def fork(self) -> Process:
+        """fork(2): the child."""
+        return self.kernel.forked(self)
+
+    def exit(self) -> None:
+        """exit(2): all mappings go."""
+        self.die()
+
+    def die(self) -> None:
+        """The end of the process, whoever wants it."""
+        if not self.exited:
+            self.exited = True
+            syscalls.exit_task(self.kernel.memory, self.task)
+
+    # -- access
+
+    def touch(self, addr: int, length: int, write: bool = True) -> None:
+        """Access each page of a range in order. Raises Signalled where a page cannot be had; the OOM killer may
+        end this process or another one first.
+        """
+        memory = self.kernel.memory
+        while True:
+            self._alive()
+            error = syscalls.touch(memory, self.task, _page_of(addr), _pages_in(length), write)
+            if not error:
+                return
+            if error == FAULT_SIGBUS:
+                raise Signalled(signal.SIGBUS, f"no page behind some address of 0x{addr:x}+{length}")
+            if error != -errno.ENOMEM:
+                raise Signalled(signal.SIGSEGV, f"no right to some address of 0x{addr:x}+{length}")
+            victim = self.kernel.out_of_memory(self)
+            if victim is None or victim is self:
+                self.die()
+                raise Signalled(signal.SIGKILL, "the OOM killer chose this process")
+
+    # -- NUMA
+
+    def set_mempolicy(self, mode: int, nodes: Iterable[int] = ()) -> None:
+        """set_mempolicy(2); `mode` with its flags."""
+        self._check(numa_syscalls.set_mempolicy(self.task, mode, nodemask.of(nodes)))
+
+    def mbind(self, addr: int, length: int, mode: int, nodes: Iterable[int] = (), flags: int = 0) -> None:
+        """mbind(2)."""
+        start, nr = _page_of(addr), _pages_in(length)
+        memory = self.kernel.memory
+        self._check(numa_syscalls.mbind(memory, self.task, start, nr, mode, nodemask.of(nodes), flags))
+
+    def get_mempolicy(self, addr: int | None = None, flags: int = 0) -> tuple[int, set[int]]:
+        """get_mempolicy(2): (mode or node, nodes)."""
+        vpn = None if addr is None else _page_of(addr)
+        error, word, nodes = numa_syscalls.get_mempolicy(self.kernel.memory, self.task, vpn, flags)
+        self._check(error)
+        return word, set(nodemask.nodes(nodes))
+
+    def move_pages(
+        self, addrs: Sequence[int], nodes: Sequence[int] | None = None, flags: int = 2
+    ) -> list[int]:
+        """move_pages(2) of the process itself: status of each page; without nodes, where each page is."""
+        vpns = [_page_of(a) for a in addrs]
+        if nodes is None:
+            return numa_syscalls.query_pages(self.kernel.memory, self.task, vpns)
+        error, status = numa_syscalls.move_pages(self.kernel.memory, self.task, vpns, list(nodes), flags)
+        self._check(min(error, 0))
+        return status
+
+    def migrate_pages(self, old: Iterable[int], new: Iterable[int]) -> int:
+        """migrate_pages(2) of the process itself: how many pages could not move."""
+        memory = self.kernel.memory
+        call = numa_syscalls.migrate_pages
+        return self._check(call(memory, self.task, nodemask.of(old), nodemask.of(new)))
+
+    def sched_setaffinity(self, cpu: int) -> None:
+        """sched_setaffinity(2) to one CPU."""
+        if cpu not in self.kernel.memory.topology.cpus:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.task.cpu = cpu
+
+    # -- looking
+
+    def where(self, addr: int, length: int) -> list[int | None]:
+        """The node of each page as the hardware would see it, whoever may ask: None for one that is not mapped
+        (`/proc/<pid>/pagemap` and the page's frame).
+        """
+        memory = self.kernel.memory
+        found: list[int | None] = []
+        start = _page_of(addr)
+        for vpn in range(start, start + _pages_in(length)):
+            vma = self.task.mm.find(vpn)
+            entry = int(memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
+            found.append(memory.frames.nid_of(entry >> PTE_PFN_SHIFT) if entry & PTE_PRESENT else None)
+        return found
+
+    def resident_pages(self) -> int:
+        """VmRSS in pages."""
+        pte = self.kernel.memory.page_table.pte
+        return sum(
+            int(np.count_nonzero(pte[v.slot : v.slot + v.nr_pages] & np.uint32(PTE_PRESENT)))
+            for v in self.task.mm.vmas
+        )
+
+    # -- inside
+
+    def _free_address(self, nr_pages: int) -> int:
+        """The lowest gap above the base that is wide enough."""
+        vpn = _MMAP_BASE >> PAGE_SHIFT
+        for vma in self.task.mm.vmas:
+            if vma.start < vpn + nr_pages and vma.end > vpn:
+                vpn = vma.end
+        return vpn
+
+    def _alive(self) -> None:
+        if self.exited:
+            raise OSError(errno.ESRCH, "the process has ended")
+
+    def _check(self, result: int) -> int:
+        self._alive()
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
+
+
+def _page_of(addr: int) -> int:
+    if addr % PAGE_SIZE:
+        raise OSError(errno.EINVAL, f"0x{addr:x} is not on a page border")
+    return addr >> PAGE_SHIFT
+
+
+def _pages_in(length: int) -> int:
+    return -(-length // PAGE_SIZE)
