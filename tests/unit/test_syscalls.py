@@ -13,6 +13,7 @@ from privmem.nodeagent.host import filemap
 from privmem.nodeagent.host import numa_syscalls as numa
 from privmem.nodeagent.host import syscalls as calls
 from privmem.nodeagent.host.audit import validate_memory
+from privmem.nodeagent.host.fault import FAULT_SIGBUS
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.task import Task
@@ -269,7 +270,7 @@ def test_reading_past_the_end(box):
     file = box.memory.page_cache.create_file("f", 8)
     assert filemap.read_pages(box.memory, box.task, file, 6, 8) == 2
     calls.mmap_object(box.memory, box.task, 0, 10, file, private=False)
-    assert box.write(0, 10) == -errno.EFAULT  # SIGBUS beyond the file
+    assert box.write(0, 10) == FAULT_SIGBUS
 
 
 def test_the_seeds_story(box):
