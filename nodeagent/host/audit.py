@@ -8,8 +8,10 @@ from privmem.nodeagent.host.layout import (
     NIL,
     NR_LRU_LISTS,
     PG_ALLOCATED,
+    PG_HELD,
     PG_LRU,
     PG_OBJECT,
+    PG_UNEVICTABLE,
     PG_UNINVITED,
     PTE_PFN_SHIFT,
     PTE_PRESENT,
@@ -86,7 +88,8 @@ def _check_lists(memory: Memory, node: Node) -> None:
     here = memory.frames.flags[_frames_of(node)]
     flagged = int(np.count_nonzero(here & PG_LRU))
     _require(on_lists == flagged, f"node {node.nid}: {flagged} frames say they are on a list, {on_lists} are")
-    forgotten = int(np.count_nonzero((here & (PG_ALLOCATED | PG_LRU)) == PG_ALLOCATED))
+    unlisted = PG_LRU | PG_HELD | PG_UNEVICTABLE
+    forgotten = int(np.count_nonzero((here & (PG_ALLOCATED | unlisted)) == PG_ALLOCATED))
     _require(not forgotten, f"node {node.nid}: reclaim cannot find {forgotten} pages, they are on no list")
 
 
@@ -133,5 +136,5 @@ def _check_mappings(memory: Memory) -> None:
     _require(np.array_equal(by_table, by_rmap), "a page-table entry is missing in the reverse map")
     allocated = (frames.flags & PG_ALLOCATED) != 0
     _require(not np.any((by_table > 0) & ~allocated), "a frame that is not allocated is mapped")
-    lost = allocated & (by_table == 0) & ((frames.flags & PG_OBJECT) == 0)
+    lost = allocated & (by_table == 0) & ((frames.flags & (PG_OBJECT | PG_HELD)) == 0)
     _require(not lost.any(), f"{int(lost.sum())} anonymous frames are mapped nowhere")
