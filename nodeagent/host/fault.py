@@ -13,6 +13,7 @@ import numpy as np
 
 from privmem.nodeagent.host import cram, numa_balancing
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
+from privmem.nodeagent.host.drivers.owner import device_context
 from privmem.nodeagent.host.layout import (
     PG_DIRTY,
     PTE_ACCESSED,
@@ -62,7 +63,12 @@ def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         from privmem.nodeagent.host import filemap  # both need each other, as in the kernel
 
         return filemap.object_fault(memory, task, vma, vpn, is_write)
-    pfn = alloc_page(memory, task.alloc_context(vma, vpn))
+    context = (
+        task.alloc_context(vma, vpn)
+        if vma.device_nid < 0
+        else device_context(memory, vma.device_nid, task.pid)
+    )
+    pfn = alloc_page(memory, context)
     if pfn < 0:
         return pfn
     map_page(memory, vma.slot_of(vpn), pfn, writable=vma.writable, dirty=is_write)

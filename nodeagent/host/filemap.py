@@ -9,11 +9,13 @@ fault-around (one access brings one page), write(2), swap of shared memory.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import numpy as np
 
 from privmem.nodeagent.host.costs import FAULT_NS
+from privmem.nodeagent.host.drivers.owner import owner_context
 from privmem.nodeagent.host.fault import FAULT_SIGBUS, add_mapping, map_page
 from privmem.nodeagent.host.layout import (
     PG_DIRTY,
@@ -28,7 +30,7 @@ from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import store_content
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
 from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_page
-from privmem.nodeagent.host.pagecache import FILE, SHMEM, MemObject
+from privmem.nodeagent.host.pagecache import DEVICE, FILE, SHMEM, MemObject
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import Reason
 from privmem.scheduler.mempolicy import Mempolicy
@@ -63,7 +65,7 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         return FAULT_NS
     flags = PTE_PRESENT | PTE_ACCESSED
     # A file must hear of the first write to a page (page_mkwrite); shared memory need not.
-    writable = vma.writable and not vma.private and (is_write or holder.kind == SHMEM)
+    writable = vma.writable and not vma.private and (is_write or holder.kind != FILE)
     if writable and not memory.nodes[memory.frames.nid_of(pfn)].fenced:
         flags |= PTE_WRITABLE | (PTE_DIRTY if is_write else 0)
     add_mapping(memory, slot, pfn, flags)
@@ -74,10 +76,13 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int) -> int:
     """`filemap_add_folio`, `shmem_alloc_and_acct_folio`: bring page `index` into the cache. Its frame, or
     -ENOMEM.
     """
-    context = _shmem_context(task, holder, index) if holder.kind == SHMEM else _cache_context(task)
-    pfn = alloc_page(memory, context)
+    if holder.kind == DEVICE:
+        context = owner_context(memory, holder.nid)
+    else:
+        context = _shmem_context(task, holder, index) if holder.kind == SHMEM else _cache_context(task)
+    pfn = alloc_page(memory, context) if context.zones else -errno.ENOMEM
     if pfn < 0:
-        return pfn
+        return FAULT_SIGBUS if holder.kind == DEVICE else pfn
     memory.frames.flags[pfn] |= np.uint16(PG_OBJECT | (PG_FILE if holder.kind == FILE else 0))
     memory.frames.object_id[pfn] = holder.object_id
     memory.frames.object_index[pfn] = index

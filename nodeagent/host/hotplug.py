@@ -50,6 +50,8 @@ class Hotplug:
         self.memory = memory
         self.claims: dict[int, Claim] = {}
         self.ranges: dict[int, list[Range]] = {nid: [] for nid in memory.nodes}
+        #: Abstract distances that drivers asked for, until their claims go.
+        self.adistance: dict[int, int] = {}
         for nid, node in memory.nodes.items():
             if node.managed_pages:
                 self.ranges[nid].append(Range(0, node.managed_pages, online=True))
@@ -161,6 +163,7 @@ class Hotplug:
         if self.ranges[nid]:
             return -errno.EBUSY if nid in self.claims else 0
         self.claims.pop(nid, None)
+        self.adistance.pop(nid, None)
         return 0
 
     def state(self, nid: int) -> str:
@@ -241,11 +244,13 @@ class Hotplug:
     def snapshot(self) -> dict[str, Any]:
         return {
             "claims": {nid: [c.owner, int(c.features)] for nid, c in sorted(self.claims.items())},
+            "adistance": dict(sorted(self.adistance.items())),
             "ranges": {nid: [[r.start, r.nr_pages, r.online] for r in rs] for nid, rs in self.ranges.items()},
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.claims = {int(n): Claim(owner, Feature(f)) for n, (owner, f) in snapshot["claims"].items()}
+        self.adistance = {int(n): int(a) for n, a in snapshot["adistance"].items()}
         self.ranges = {int(n): [Range(*r) for r in rs] for n, rs in snapshot["ranges"].items()}
 
 

@@ -36,6 +36,10 @@ class Vma:
     index: int = 0
     #: Object mapped privately (MAP_PRIVATE of a file): a write gets an anonymous copy.
     private: bool = True
+    #: Anonymous mapping of a device: pages come from this node, by its owner's call; -1 for any other mapping.
+    device_nid: int = -1
+    #: VM_NOHUGEPAGE: never mapped by huge pages.
+    no_huge: bool = False
 
     @property
     def nr_pages(self) -> int:
@@ -235,6 +239,8 @@ class Mm:
                 v.object_id,
                 v.index,
                 v.private,
+                v.device_nid,
+                v.no_huge,
             ]
             for v in self.vmas
         ]
@@ -251,9 +257,9 @@ class Mm:
                 policy and Mempolicy.from_spec(policy),
                 object_id,
                 index,
-                private,
+                *rest,
             )
-            for start, end, slot, kind, writable, policy, object_id, index, private in spec
+            for start, end, slot, kind, writable, policy, object_id, index, *rest in spec
         ]
 
     def replace_range(self, start: int, end: int, parts: list[Vma]) -> None:

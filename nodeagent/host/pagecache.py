@@ -18,6 +18,7 @@ from privmem.scheduler.mempolicy import Mempolicy
 #: Kinds of objects.
 FILE = "file"
 SHMEM = "shmem"
+DEVICE = "device"  # memory of an open device file: pages of one node, by its owner's call
 
 #: `SHMEM_INO_BATCH`: inode numbers that a CPU reserves at a time.
 INO_BATCH = 1024
@@ -36,6 +37,8 @@ class MemObject:
     #: Inode number. Interleaving over shared memory begins at another node for each inode
     #: (`shmem_pseudo_vma_init`).
     ino: int
+    #: With DEVICE: the node of the device; -1 otherwise.
+    nid: int = -1
     #: Content of page i is (source, i), see `nodeagent/content.py`; 0 is zero pages.
     source: int = 0
     #: Pages of VMAs that map it, over all address spaces; shared memory goes with the last one.
@@ -69,7 +72,16 @@ class MemObject:
         """Plain form, inverse of `PageCache.restore`'s reading."""
         policies = [[low, high, policy.to_spec()] for low, high, policy in self.policies]
         pages = [[index, self.pages[index]] for index in sorted(self.pages)]
-        numbers = [self.object_id, self.kind, self.name, self.nr_pages, self.ino, self.source, self.vma_pages]
+        numbers = [
+            self.object_id,
+            self.kind,
+            self.name,
+            self.nr_pages,
+            self.ino,
+            self.nid,
+            self.source,
+            self.vma_pages,
+        ]
         return [*numbers, pages, policies]
 
 
@@ -85,7 +97,7 @@ class PageCache:
 
     def create_file(self, name: str, nr_pages: int, source: int = 0) -> MemObject:
         """A file, with none of its pages cached."""
-        return self._insert(MemObject(self.next_id, FILE, name, nr_pages, 0, source))
+        return self._insert(MemObject(self.next_id, FILE, name, nr_pages, 0, source=source))
 
     def create_shmem(self, name: str, nr_pages: int, cpu: int) -> MemObject:
         """A shared-memory object, made by a task on this CPU."""
@@ -95,6 +107,10 @@ class PageCache:
             self.next_batch += INO_BATCH
         self.next_ino[cpu] = ino + 1
         return self._insert(MemObject(self.next_id, SHMEM, name, nr_pages, ino))
+
+    def create_device(self, name: str, nr_pages: int, nid: int) -> MemObject:
+        """What an open device file maps: memory of the device's node."""
+        return self._insert(MemObject(self.next_id, DEVICE, name, nr_pages, 0, nid))
 
     def _insert(self, new: MemObject) -> MemObject:
         self.objects[new.object_id] = new
@@ -137,8 +153,8 @@ class PageCache:
         self.next_batch = snapshot["next_batch"]
         self.next_ino = {int(cpu): int(ino) for cpu, ino in snapshot["next_ino"]}
         self.objects = {}
-        for object_id, kind, name, nr_pages, ino, source, vma_pages, pages, policies in snapshot["objects"]:
-            known = MemObject(object_id, kind, name, nr_pages, ino, source, vma_pages)
+        for *numbers, pages, policies in snapshot["objects"]:
+            known = MemObject(*numbers)
             known.pages = {int(index): int(pfn) for index, pfn in pages}
             known.policies = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
-            self.objects[object_id] = known
+            self.objects[known.object_id] = known

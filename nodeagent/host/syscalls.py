@@ -30,7 +30,7 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
 from privmem.nodeagent.host.numa_syscalls import do_migrate_pages
-from privmem.nodeagent.host.pagecache import SHMEM, MemObject
+from privmem.nodeagent.host.pagecache import DEVICE, SHMEM, MemObject
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import cpuset
 from privmem.scheduler.cpuset import Cpuset, MemsChange
@@ -98,7 +98,7 @@ def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
 def _unmap_object(memory: Memory, part: Vma) -> None:
     holder = memory.page_cache.of(part.object_id)
     holder.vma_pages -= part.nr_pages
-    if holder.kind == SHMEM and holder.vma_pages == 0:
+    if holder.kind in (SHMEM, DEVICE) and holder.vma_pages == 0:
         release_all(memory, holder)
 
 

@@ -1,0 +1,92 @@
+"""What the owner of a private node does with it: take pages for itself, and give them back.
+
+Models the calls that the series offers to drivers: `alloc_pages_node` with `GFP_PRIVATE` (first version), the
+private-list calls of the later ones, `folio_alloc_node_private` (F3: one node, THISNODE mandatory, a failure
+is returned and never an OOM kill). Pages of an owner are on no LRU list; nobody else moves them.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from privmem.nodeagent.host.layout import PG_HELD
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, release_frames
+from privmem.scheduler.abi import Reason
+from privmem.scheduler.errors import InvariantError
+from privmem.scheduler.zonelist import AllocRequest
+
+
+def owner_request(nid: int, this_node: bool = True) -> AllocRequest:
+    """What an owner asks for: private memory of this node; without THISNODE the node is a preference only."""
+    return AllocRequest(nid, None, Reason.OWNER, this_node=this_node, private=True)
+
+
+def owner_context(memory: Memory, nid: int, this_node: bool = True) -> AllocContext:
+    """`owner_request`, resolved. It never reclaims by force: a driver deals with failure itself."""
+    request = owner_request(nid, this_node)
+    resolution = memory.resolver.resolve(request, None)
+    return AllocContext(
+        resolution.zones, Reason.OWNER, uninvited=resolution.uninvited, request=request, may_reclaim=False
+    )
+
+
+def device_context(memory: Memory, nid: int, owner: int) -> AllocContext:
+    """A fault in a device's anonymous mapping: the owner's call for a process, which reclaim may help."""
+    return replace(owner_context(memory, nid), may_reclaim=True, owner=owner)
+
+
+class OwnerPages:
+    """Single pages that owners hold: frame -> who."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.held: dict[int, str] = {}
+        #: Nodes whose owner keeps freed pages (`free_folio` answers true), and those that it has kept.
+        self.keeps: dict[int, bool] = {}
+        self.kept: dict[int, int] = {}
+        self.free_calls = 0
+
+    def alloc(self, owner: str, nid: int, this_node: bool = True) -> int:
+        """A page for the owner, or -ENOMEM; nobody is killed for it."""
+        context = owner_context(self.memory, nid, this_node)
+        if not context.zones:
+            return -errno.ENOMEM
+        pfn = alloc_page(self.memory, context)
+        if pfn >= 0:
+            self.memory.frames.flags[pfn] |= np.uint16(PG_HELD)
+            self.held[pfn] = owner
+        return pfn
+
+    def free(self, pfn: int) -> None:
+        """The last reference goes: the owner's `free_folio` may take the page, else it is free again."""
+        if pfn not in self.held:
+            raise InvariantError(f"frame {pfn} is held by no owner")
+        memory = self.memory
+        nid = memory.frames.nid_of(pfn)
+        if nid in self.keeps:
+            self.free_calls += 1
+            if self.keeps[nid]:
+                self.kept[pfn] = nid
+                del self.held[pfn]
+                return
+        del self.held[pfn]
+        release_frames(memory, memory.nodes[nid], np.array([pfn], dtype=np.int32))
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "held": dict(sorted(self.held.items())),
+            "keeps": dict(sorted(self.keeps.items())),
+            "kept": dict(sorted(self.kept.items())),
+            "free_calls": self.free_calls,
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self.held = {int(pfn): owner for pfn, owner in snapshot["held"].items()}
+        self.keeps = {int(nid): bool(keeps) for nid, keeps in snapshot["keeps"].items()}
+        self.kept = {int(pfn): int(nid) for pfn, nid in snapshot["kept"].items()}
+        self.free_calls = snapshot["free_calls"]
