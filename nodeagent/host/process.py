@@ -8,7 +8,6 @@ kernel does is in the modules that it calls (syscalls, numa_syscalls, filemap, .
 from __future__ import annotations
 
 import errno
-import os
 import signal
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -81,7 +80,7 @@ class Process:
     def madvise(self, addr: int, length: int, advice: int) -> None:
         """madvise(2)."""
         if advice != MADV_DONTNEED:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise OSError(errno.EINVAL, "EINVAL")
         call = syscalls.madvise_dontneed
         self._check(call(self.kernel.memory, self.task, _page_of(addr), _pages_in(length)))
 
@@ -159,7 +158,7 @@ class Process:
     def sched_setaffinity(self, cpu: int) -> None:
         """sched_setaffinity(2) to one CPU."""
         if cpu not in self.kernel.memory.topology.cpus:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise OSError(errno.EINVAL, "EINVAL")
         self.task.cpu = cpu
 
     # -- looking
@@ -202,7 +201,7 @@ class Process:
     def _check(self, result: int) -> int:
         self._alive()
         if result < 0:
-            raise OSError(-result, os.strerror(-result))
+            raise OSError(-result, errno.errorcode.get(-result, ""))
         return result
 
 
