@@ -1,0 +1,309 @@
+"""Random programs on one emulated Linux under every isolation design: system calls, hotplug and pressure, with the
+invariants checked after each step.
+
+What must hold is said here in terms of what users and drivers asked for, never by asking the design again: each
+page on exactly one node, no page where nobody who may invited it, counters equal to a recount, no lost and no
+doubled frame.
+"""
+
+import errno
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from privmem.nodeagent.host.drivers.owner import OwnerPages
+from privmem.nodeagent.host.kernel import Kernel, NodeBoot
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_UNINVITED, PTE_PFN_SHIFT, PTE_PRESENT, PTE_WRITABLE
+from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
+from privmem.nodeagent.host.process import Signalled
+from privmem.scheduler.abi import Feature, Mpol, Reason
+from privmem.scheduler.isolation import DESIGNS
+
+D0, D1, USER, CLOSED, FENCED = range(5)
+PAGES = {D0: 256, D1: 192, USER: 96, CLOSED: 64, FENCED: 64}
+WISHES = {
+    USER: Feature.USER_NUMA | Feature.RECLAIM | Feature.USER_WRITE,
+    CLOSED: Feature.USER_WRITE,
+    FENCED: Feature.RECLAIM | Feature.DEMOTION,
+}
+PRIVATE = tuple(WISHES)
+DISTANCES = (
+    (10, 20, 30, 30, 40),
+    (20, 10, 30, 40, 40),
+    (30, 30, 10, 50, 50),
+    (30, 40, 50, 10, 50),
+    (40, 40, 50, 50, 10),
+)
+PAGE = 4096
+AREA_PAGES = 24
+AREAS = tuple((0x4000 + n * 0x100) * PAGE for n in range(4))
+FILE_PAGES = 32
+
+#: Why a page may be on a private node: whoever caused it must have been let in by this wish of the node.
+DOORS = {
+    Reason.POLICY: Feature.USER_NUMA,
+    Reason.USER_MOVE: Feature.USER_NUMA,
+    Reason.SWAPIN: Feature.USER_NUMA,
+    Reason.DEMOTION: Feature.DEMOTION,
+    Reason.OWNER: Feature.NONE,
+    Reason.CONTIG: Feature.NONE,
+}
+#: Errors that a random call may meet; any other one is a fault of the emulator.
+EXPECTED = {
+    errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EIO, errno.ENODEV, errno.EACCES, errno.ENOSPC, errno.EBUSY,
+    errno.ESRCH, errno.EEXIST, errno.EAGAIN, errno.EPERM,
+}  # fmt: skip
+
+masks = st.sets(st.sampled_from(list(PAGES)), max_size=4)
+areas = st.sampled_from(AREAS)
+modes = st.sampled_from([int(m) for m in Mpol if m <= Mpol.PREFERRED_MANY])
+mode_flags = st.sampled_from([0, 0, 0, 1 << 15, 1 << 14])
+
+
+class Machine(RuleBasedStateMachine):
+    """The rules; a subclass a design says which."""
+
+    design = "private-zonelist"
+
+    @initialize(demotion=st.booleans())
+    def boot(self, demotion):
+        nodes = [
+            NodeBoot(
+                nid,
+                pages,
+                cpus=(nid,) if nid < USER else (),
+                private=nid in WISHES,
+                wish=WISHES.get(nid, Feature.NONE),
+                zone="movable" if nid in WISHES else "normal",
+                adistance=2880 if nid in WISHES else 576,
+                kind="compressed-ram" if nid == FENCED else "dram",
+            )
+            for nid, pages in PAGES.items()
+        ]
+        knobs = Sysctl(NumaBalancing(mode=0), demotion_enabled=demotion)
+        self.kernel = Kernel(nodes, DISTANCES, self.design, knobs)
+        self.owners = OwnerPages(self.kernel.memory)
+        self.file = self.kernel.create_file("f", FILE_PAGES)
+        self.kernel.create_cgroup("tenant")
+        self.furnish(self.kernel.spawn(0))
+        self.furnish(self.kernel.spawn(1, "tenant"))
+
+    def furnish(self, process):
+        """One mapping of each kind, some pages touched: so that most random calls meet something."""
+        for area, shared, file in zip(
+            AREAS, (False, True, True, False), (None, None, self.file, self.file), strict=True
+        ):
+            process.mmap(AREA_PAGES * PAGE, shared=shared, file=file, addr=area)
+            self.attempt(process.touch, area, AREA_PAGES // 2 * PAGE, not file)
+        return process
+
+    def alive(self, pick):
+        """One of the living processes, a new one when there is none."""
+        living = [p for p in self.kernel.processes.values() if not p.exited]
+        return living[pick % len(living)] if living else self.furnish(self.kernel.spawn(pick % 2, "tenant"))
+
+    def attempt(self, call, *args, **kwargs):
+        """A call that may fail in a way that a user would see."""
+        try:
+            return call(*args, **kwargs)
+        except OSError as failure:
+            assert failure.errno in EXPECTED, failure
+        except Signalled:
+            pass
+        return None
+
+    # -- processes
+
+    @rule(pick=st.integers(0, 9))
+    def fork(self, pick):
+        if sum(not p.exited for p in self.kernel.processes.values()) < 6:
+            self.attempt(self.alive(pick).fork)
+
+    @rule(pick=st.integers(0, 9))
+    def exit(self, pick):
+        self.alive(pick).exit()
+
+    @rule(pick=st.integers(0, 9), area=areas, shared=st.booleans())
+    def mmap(self, pick, area, shared):
+        self.attempt(self.alive(pick).mmap, AREA_PAGES * PAGE, shared=shared, addr=area)
+
+    @rule(pick=st.integers(0, 9), area=areas, shared=st.booleans())
+    def map_file(self, pick, area, shared):
+        self.attempt(self.alive(pick).mmap, AREA_PAGES * PAGE, shared=shared, file=self.file, addr=area)
+
+    @rule(pick=st.integers(0, 9), area=areas, at=st.integers(0, 20), nr=st.integers(1, 12))
+    def munmap(self, pick, area, at, nr):
+        self.attempt(self.alive(pick).munmap, area + at * PAGE, nr * PAGE)
+
+    @rule(
+        pick=st.integers(0, 9), area=areas, at=st.integers(0, 20), nr=st.integers(12, 24), write=st.booleans()
+    )
+    def touch(self, pick, area, at, nr, write):
+        self.attempt(self.alive(pick).touch, area + at * PAGE, nr * PAGE, write)
+
+    @rule(pick=st.integers(0, 9), area=areas, nr=st.integers(12, 24))
+    def dontneed(self, pick, area, nr):
+        self.attempt(self.alive(pick).madvise, area, nr * PAGE, 4)
+
+    @rule(pick=st.integers(0, 9), cpu=st.integers(0, 1))
+    def affinity(self, pick, cpu):
+        self.alive(pick).sched_setaffinity(cpu)
+
+    @rule(pick=st.integers(0, 9), nr=st.integers(2, 5))
+    def hog(self, pick, nr):
+        """More memory than nodes have left: pressure."""
+        process = self.alive(pick)
+        for n in range(nr):
+            area = (0x8000 + n * 0x100) * PAGE
+            self.attempt(process.mmap, 128 * PAGE, addr=area)
+            self.attempt(process.touch, area, 128 * PAGE)
+
+    # -- policies
+
+    @rule(pick=st.integers(0, 9), mode=modes, flags=mode_flags, nodes=masks)
+    def set_mempolicy(self, pick, mode, flags, nodes):
+        self.attempt(self.alive(pick).set_mempolicy, mode | flags, nodes)
+
+    @rule(
+        pick=st.integers(0, 9),
+        area=areas,
+        nr=st.integers(12, 24),
+        mode=modes,
+        flags=mode_flags,
+        nodes=masks,
+        how=st.integers(0, 7),
+    )
+    def mbind(self, pick, area, nr, mode, flags, nodes, how):
+        self.attempt(self.alive(pick).mbind, area, nr * PAGE, mode | flags, nodes, how)
+
+    @rule(pick=st.integers(0, 9), area=areas, nr=st.integers(12, 24), nid=st.sampled_from(list(PAGES)))
+    def move_pages(self, pick, area, nr, nid):
+        addrs = [area + n * PAGE for n in range(nr)]
+        self.attempt(self.alive(pick).move_pages, addrs, [nid] * nr)
+
+    @rule(pick=st.integers(0, 9), old=masks, new=masks)
+    def migrate_pages(self, pick, old, new):
+        self.attempt(self.alive(pick).migrate_pages, old, new)
+
+    @rule(nodes=masks)
+    def cpuset(self, nodes):
+        error = self.kernel.write_mems("tenant", nodes)
+        assert error <= 0 and -error in {0, *EXPECTED}
+
+    # -- the kernel and its drivers
+
+    @rule()
+    def drop_caches(self):
+        self.kernel.sync()
+        self.kernel.drop_caches()
+
+    @rule(wake=st.booleans())
+    def kswapd(self, wake):
+        self.kernel.kswapd(wake=wake)
+
+    @rule(nid=st.sampled_from(PRIVATE))
+    def plug(self, nid):
+        assert self.kernel.plug(nid) in (0, -errno.EEXIST, -errno.EBUSY)
+
+    @rule(nid=st.sampled_from(PRIVATE))
+    def online(self, nid):
+        assert self.kernel.online(nid) in (0, -errno.ENODEV, -errno.EINVAL)
+
+    @rule(nid=st.sampled_from(PRIVATE))
+    def offline(self, nid):
+        assert self.kernel.offline(nid) in (0, -errno.EBUSY)
+
+    @rule(nid=st.sampled_from(PRIVATE))
+    def unplug(self, nid):
+        assert self.kernel.unplug(nid) in (0, -errno.EBUSY, -errno.EINVAL)
+
+    @rule(nid=st.sampled_from(PRIVATE), nr=st.integers(1, 16))
+    def owner_takes(self, nid, nr):
+        for _ in range(nr):
+            if self.owners.alloc("owner", nid) < 0:
+                break
+
+    @precondition(lambda self: self.owners.held)
+    @rule(nr=st.integers(1, 32))
+    def owner_gives(self, nr):
+        for pfn in sorted(self.owners.held)[:nr]:
+            self.owners.free(pfn)
+
+    # -- what must hold
+
+    @invariant()
+    def books_are_right(self):
+        self.kernel.validate()
+        memory = self.kernel.memory
+        flags = memory.frames.flags
+        allocated = np.count_nonzero(flags & PG_ALLOCATED)
+        assert allocated == memory.vmstat.count["pgalloc"] - memory.vmstat.count["pgfree"]
+        for node in memory.nodes.values():
+            here = flags[node.start_pfn : node.start_pfn + node.spec.span_pages]
+            assert np.count_nonzero(here & PG_ALLOCATED) + node.free_pages == node.managed_pages
+
+    @invariant()
+    def private_nodes_hold_only_what_was_invited(self):
+        memory = self.kernel.memory
+        frames = memory.frames
+        for nid in PRIVATE:
+            node = memory.nodes[nid]
+            here = slice(node.start_pfn, node.start_pfn + node.spec.span_pages)
+            used = frames.flags[here] & PG_ALLOCATED != 0
+            if self.kernel.hotplug.state(nid) != "online":
+                assert not used.any()
+                continue
+            for value in np.unique(frames.reason[here][used]).tolist():
+                door = DOORS.get(Reason(value))
+                if self.design.startswith("no-fallback") and Reason(value) in (
+                    Reason.POLICY,
+                    Reason.USER_MOVE,
+                ):
+                    door = Feature.NONE  # that design's door opens to everyone who names the node
+                assert door is not None and WISHES[nid] & door == door, (nid, Reason(value).name)
+            assert not np.any(frames.flags[here] & PG_UNINVITED)
+
+    @invariant()
+    def fences_hold(self):
+        """No writable mapping of a page of the fenced node."""
+        memory = self.kernel.memory
+        node = memory.nodes[FENCED]
+        pte = memory.page_table.pte[: memory.page_table.nr_slots]
+        pfn = (pte >> PTE_PFN_SHIFT).astype(np.int64) - node.start_pfn
+        open_ = (pte & PTE_PRESENT != 0) & (pte & PTE_WRITABLE != 0)
+        assert not np.any(open_ & (pfn >= 0) & (pfn < node.spec.span_pages))
+
+
+def run(design, examples, steps):
+    machine = type("Machine", (Machine,), {"design": design})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.parametrize("design", sorted(DESIGNS))
+def test_random_programs(design):
+    run(design, examples=8, steps=50)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("design", sorted(DESIGNS))
+def test_many_random_programs(design):
+    run(design, examples=300, steps=100)
