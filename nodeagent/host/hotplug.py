@@ -52,6 +52,7 @@ class Hotplug:
         self.ranges: dict[int, list[Range]] = {nid: [] for nid in memory.nodes}
         #: Abstract distances that drivers asked for, until their claims go.
         self.adistance: dict[int, int] = {}
+        self._boot_adistance = {n.nid: n.adistance for n in memory.topology.nodes}
         for nid, node in memory.nodes.items():
             if node.managed_pages:
                 self.ranges[nid].append(Range(0, node.managed_pages, online=True))
@@ -180,14 +181,16 @@ class Hotplug:
         claim = self.claims.get(nid)
         pages = memory.nodes[nid].managed_pages
         features = claim.features if claim else Feature.ALL
-        nodes = tuple(
-            replace(
-                n, span_pages=pages, private=claim is not None and pages > 0, features=features, zone=zone
-            )
-            if n.nid == nid
-            else n
-            for n in memory.topology.nodes
+        old = memory.topology.node(nid)
+        new = replace(
+            old,
+            span_pages=pages,
+            private=claim is not None and pages > 0,
+            features=features,
+            zone=zone,
+            adistance=self.adistance.get(nid, self._boot_adistance[nid]),
         )
+        nodes = tuple(new if n.nid == nid else n for n in memory.topology.nodes)
         memory.take_topology(HostTopology(nodes, memory.topology.distances))
 
     def _offline_range(self, nid: int, part: Range) -> int:

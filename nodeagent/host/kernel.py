@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 from privmem.nodeagent.host import filemap, numa_balancing, syscalls
 from privmem.nodeagent.host.audit import validate_memory
+from privmem.nodeagent.host.drivers.owner import OwnerPages
 from privmem.nodeagent.host.hotplug import Hotplug, possible_mask
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.reclaim import run_kswapd
+from privmem.nodeagent.host.sysfs import Files, kilobytes
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import cpuset, mempolicy, nodemask
 from privmem.scheduler.abi import Feature
@@ -77,6 +79,10 @@ class Kernel:
         self.hotplug = Hotplug(self.memory)
         self.files: dict[str, MemObject] = {}
         self.processes: dict[int, Process] = {}
+        self.sysfs = Files(self)
+        self.owners = OwnerPages(self.memory)
+        #: Lines of the kernel's log (`dmesg`).
+        self.log: list[str] = []
         self._next_pid = 1
         everything = self.memory.resolver.cpuset_nodes.namable
         self.cgroups = {"": Cgroup("", "", Cpuset(everything, everything))}
@@ -135,16 +141,24 @@ class Kernel:
         if change.error:
             return change.error
         group.cpuset = change.cpuset
-        for child in self.cgroups.values():
-            if child.parent == name and child.name:
-                self._inherit(child)
+        self._inherit_below(name)
         return 0
 
     def _inherit(self, group: Cgroup) -> None:
         """The parent's effective mems changed (`update_nodemasks_hier`)."""
-        asked = group.cpuset.requested
-        group.cpuset = replace(group.cpuset, requested=0)
-        self.write_mems(group.name, nodemask.nodes(asked))
+        parent = self.cgroups[group.parent].cpuset.effective
+        old = group.cpuset
+        group.cpuset = replace(old, effective=old.requested & parent or parent)
+        if group.cpuset.effective == old.effective:
+            return
+        change = MemsChange(0, group.cpuset, True, old.effective)
+        syscalls.apply_mems(self.memory, self.tasks_of(group.name), change)
+        self._inherit_below(group.name)
+
+    def _inherit_below(self, name: str) -> None:
+        for child in self.cgroups.values():
+            if child.name and child.parent == name:
+                self._inherit(child)
 
     def tasks_of(self, cgroup: str) -> list[Task]:
         """Living tasks of a cgroup, by pid."""
@@ -178,6 +192,10 @@ class Kernel:
         process.task.next_scan_ns = 0
         numa_balancing.scan(self.memory, process.task, self.memory.numa_balancing)
 
+    def set_numa_balancing(self, mode: int) -> None:
+        """Write kernel.numa_balancing: 0 off, 1 balancing, 2 memory tiering."""
+        self.memory.numa_balancing = replace(self.memory.numa_balancing, mode=mode)
+
     def advance(self, time_ns: int) -> None:
         """Let virtual time pass."""
         self.memory.now_ns += time_ns
@@ -205,9 +223,7 @@ class Kernel:
         syscalls.rebind_tasks(self.tasks_of(""), MemsChange(0, root.cpuset, True, before))
         if self.design.scrubs_policies:
             self._scrub(before & ~everything)
-        for child in self.cgroups.values():
-            if not child.parent and child.name:
-                self._inherit(child)
+        self._inherit_below("")
 
     def _scrub(self, gone: int) -> None:
         """Policies forget nodes whose memory is gone, also those that a user mask still names."""
@@ -257,6 +273,21 @@ class Kernel:
             "has_normal_memory": topology.normal_zone,
             **self.design.node_states(topology),
         }
+
+    def meminfo(self, nid: int) -> dict[str, int]:
+        """/sys/devices/system/node/nodeN/meminfo, in kB."""
+        node = self.memory.nodes[nid]
+        inactive_anon, active_anon, inactive_file, active_file = self.memory.lru_sizes(nid)
+        pages = {
+            "MemTotal": node.managed_pages,
+            "MemFree": node.free_pages,
+            "MemUsed": node.managed_pages - node.free_pages,
+            "Active(anon)": active_anon,
+            "Inactive(anon)": inactive_anon,
+            "Active(file)": active_file,
+            "Inactive(file)": inactive_file,
+        }
+        return {name: kilobytes(value) for name, value in pages.items()}
 
     def tiers(self) -> dict[int, int]:
         """/sys/devices/virtual/memory_tiering: tier number -> mask of its nodes."""

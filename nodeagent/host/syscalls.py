@@ -222,10 +222,15 @@ def write_cpuset_mems(
     change = cpuset.write_mems(group, requested, parent_effective, rules.cpuset_nodes, populated=True)
     if change.error or not change.rebinds:
         return change
+    apply_mems(memory, tasks, change)
+    return change
+
+
+def apply_mems(memory: Memory, tasks: list[Task], change: MemsChange) -> None:
+    """`update_tasks_nodemask`: tasks of a cpuset take its new mems, and their pages follow."""
     rebind_tasks(tasks, change)
     for task in tasks:
         do_migrate_pages(memory, task, change.old_effective, change.cpuset.effective, True, None)
-    return change
 
 
 def rebind_tasks(tasks: list[Task], change: MemsChange) -> None:

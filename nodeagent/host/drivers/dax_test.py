@@ -110,9 +110,10 @@ class DaxTest:
             if self.features is None:
                 error = plug.add_memory(self.nid, self.start, self.nr_pages)
             else:
-                plug.adistance.setdefault(self.nid, self.adistance)
                 claim = Claim(self.owner, self.features)
                 error = plug.add_private_memory(self.nid, claim, self.start, self.nr_pages)
+                if not error:
+                    plug.adistance.setdefault(self.nid, self.adistance)
             if error:
                 return error
         return self._change(plug.online(self.nid, zone))
