@@ -173,7 +173,7 @@ class Machine:
 
     def drop(self) -> int:
         filemap.sync(self.memory)
-        filemap.drop_caches(self.memory)
+        filemap.drop_caches(self.memory, self.task.cpu)
         return 0
 
 

@@ -168,16 +168,23 @@ def sync(memory: Memory) -> None:
             memory.frames.version[pfn : pfn + 1] += np.uint16(1)  # an array wraps around, a scalar warns
 
 
-def drop_caches(memory: Memory) -> int:
+def drop_caches(memory: Memory, cpu: int | None = None) -> int:
     """`echo 1 > /proc/sys/vm/drop_caches`: forget every page of a file that is clean and not mapped. How
     many went.
+
+    On a given CPU only that one's batch is drained first; pages that the batch of another CPU holds stay
+    (`mapping_evict_folio` counts their references). None: all have been drained, for a while has passed.
     """
     dropped = 0
-    memory.lru_batches.drain_all()
+    if cpu is None:
+        memory.lru_batches.drain_all()
+    else:
+        memory.lru_batches.drain(cpu)
     for holder in memory.page_cache.files():
         for index in sorted(holder.pages):
             pfn = holder.pages[index]
-            if int(memory.frames.rmap[pfn]) == 0 and not int(memory.frames.flags[pfn]) & PG_DIRTY:
+            used = int(memory.frames.rmap[pfn]) != 0 or memory.lru_batches.holds(pfn)
+            if not used and not int(memory.frames.flags[pfn]) & PG_DIRTY:
                 release(memory, holder, index)
                 dropped += 1
     return dropped

@@ -2,10 +2,10 @@
 else.
 
 Models `cpu_fbatches.lru_add` of mm/swap.c, Linux 6.1: `folio_add_lru` gathers 15 pages of a CPU before they
-go to the lists, and each page in a batch has one reference more. One thing can be seen of it from outside:
+go to the lists, and each page in a batch has one reference more. Two things can be seen of it from outside:
 a write to a page that a fork left write-protected copies the page, although nobody else maps it, when the
-batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained there). The
-lists themselves are kept without delay here.
+batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained there); and
+`drop_caches` leaves such a page in the cache. The lists themselves are kept without delay here.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ class LruBatches:
         """`lru_add_drain_all`, and what `lru_cache_disable` does first."""
         self._batches.clear()
         self._holder.clear()
+
+    def holds(self, pfn: int) -> bool:
+        """Whether the batch of some CPU has a reference to the page."""
+        return pfn in self._holder
 
     def held_elsewhere(self, pfn: int, cpu: int) -> bool:
         """Whether the page stays held after the CPU drained its own batch, which it does if any batch holds

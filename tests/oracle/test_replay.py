@@ -236,3 +236,20 @@ def test_a_long_list_of_mistakes_is_cut(tmp_path: Path) -> None:
         f"{file}:1: name: missing",
         f"{file}: and 4 more mistakes",
     )
+
+
+@pytest.mark.parametrize(
+    ("drops_on", "answer"), [(1, "faults 1 31"), (0, "faults 0 32")], ids=["another-cpu", "own-cpu"]
+)
+def test_a_batch_of_another_cpu_keeps_its_page_in_the_cache(
+    tmp_path: Path, drops_on: int, answer: str
+) -> None:
+    """As recorded: `drop_caches` drains the LRU batch of its own CPU alone, and a page of a batch stays."""
+    pairs = [
+        ("cpu 0", "cpu 0"),
+        ("drop", "drop 0"),
+        ("fmap 2 1 32 fp", "fmap 0"),
+        ("fread 1 17 1", "fread 1"),
+    ]
+    pairs += [(f"cpu {drops_on}", "cpu 0"), ("drop", "drop 0"), ("faults 2 0 32 r", answer)]
+    assert verdict_of(tmp_path, *pairs).disagreement is None
