@@ -80,7 +80,7 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int) -> int:
         context = owner_context(memory, holder.nid)
     else:
         context = _shmem_context(task, holder, index) if holder.kind == SHMEM else _cache_context(task)
-    pfn = alloc_page(memory, context) if context.zones else -errno.ENOMEM
+    pfn = alloc_page(memory, context)
     if pfn < 0:
         return FAULT_SIGBUS if holder.kind == DEVICE else pfn
     memory.frames.flags[pfn] |= np.uint16(PG_OBJECT | (PG_FILE if holder.kind == FILE else 0))

@@ -278,8 +278,6 @@ def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> i
 
 def _target_frame(memory: Memory, context: AllocContext, taken: dict[int, int]) -> int:
     """A new frame, or a negative errno; a storing node gives no more than its device surely takes."""
-    if not context.zones:
-        return -errno.ENOMEM
     new = alloc_page(memory, context)
     if new < 0:
         return new

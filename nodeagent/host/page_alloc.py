@@ -67,6 +67,8 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
     if ctx.retry_zones is not None:
         pfn = alloc_page(memory, replace(ctx, retry_zones=None, may_reclaim=False))
         return pfn if pfn >= 0 else alloc_page(memory, replace(ctx, zones=ctx.retry_zones, retry_zones=None))
+    if not ctx.zones:  # a policy that no cpuset rebinds names none of the task's nodes
+        return -errno.ENOMEM
     pfn = _get_page(memory, ctx, "low_pages")
     if pfn < 0:
         pfn = _alloc_slowpath(memory, ctx)

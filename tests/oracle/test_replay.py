@@ -253,3 +253,10 @@ def test_a_batch_of_another_cpu_keeps_its_page_in_the_cache(
     ]
     pairs += [(f"cpu {drops_on}", "cpu 0"), ("drop", "drop 0"), ("faults 2 0 32 r", answer)]
     assert verdict_of(tmp_path, *pairs).disagreement is None
+
+
+def test_a_shared_policy_that_no_node_of_the_cpuset_is_in(tmp_path: Path) -> None:
+    """As recorded: a cpuset rebinds no policy of an object, and PREFERRED_MANY falls back to any node."""
+    pairs = [("cpu 0", "cpu 0"), ("mmap 2 64 sa", "mmap 0"), ("mbind 2 26 4 5 1,2 0", "mbind 0")]
+    pairs += [("cpuset 0", "cpuset 0"), ("touch 2 0 64 w", "touch 0"), ("where 2 0 64", "where 0 0*64")]
+    assert verdict_of(tmp_path, *pairs).disagreement is None
