@@ -9,7 +9,6 @@ fault-around (one access brings one page), write(2), swap of shared memory.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 
 import numpy as np
