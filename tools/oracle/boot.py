@@ -1,0 +1,175 @@
+"""Boots the recording machine in QEMU under software emulation, and reads the answers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import image
+
+NODE_MIB = 256
+NR_NODES = 4
+DISTANCES = ((10, 20, 30, 40), (20, 10, 20, 30), (30, 20, 10, 20), (40, 30, 20, 10))
+#: Modules for the disk and its file system; those that a kernel has built in are left out.
+_MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
+_DISK_BYTES = 64 << 20
+_BOOT_S = 60
+
+#: Settings of every machine: nothing moves or merges pages by itself.
+_QUIET = [
+    "write /sys/kernel/mm/transparent_hugepage/enabled never",
+    "write /proc/sys/kernel/numa_balancing 0",
+]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is different from one machine to the other. The defaults are the machine of docs/oracle.md."""
+
+    read_ahead_kb: int = 0
+    fault_around_bytes: int = 4096
+    swap_pages: int = 0
+    page_cluster: int = 0
+    slow_node: bool = False  # node 3 is an NVDIMM, online as kernel memory in the slower tier
+    demotion_enabled: bool = False
+
+    def plain(self) -> dict[str, int | bool]:
+        """The settings that are not the defaults."""
+        usual = Setup()
+        return {name: value for name, value in vars(self).items() if value != getattr(usual, name)}
+
+
+@dataclass
+class Answers:
+    """What came out of one boot."""
+
+    results: dict[str, list[str]] = field(default_factory=dict)
+    facts: list[str] = field(default_factory=list)
+    deaths: dict[str, str] = field(default_factory=dict)
+
+
+def boot(
+    kernel: image.Kernel,
+    folder: Path,
+    programs: list[tuple[str, list[str]]],
+    setup: Setup,
+    extra: list[str] | None = None,
+    timeout_s: int = 3600,
+) -> Answers:
+    """Run programs (name, ops) in this order on one boot."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise SystemExit("QEMU is missing: apt-get install qemu-system-x86")
+    modules = kernel.load_order(_MODULES + (_SLOW_MODULES if setup.slow_node else []))
+    lines = [f"boot {line}" for line in [*_boot_lines(kernel, modules, setup), *(extra or [])]]
+    for name, ops in programs:
+        lines += [f"program {name}", *ops, "end"]
+    files = {"init": image.build_guest(folder).read_bytes(), "programs": ("\n".join(lines) + "\n").encode()}
+    files |= {f"modules/{name}.ko": kernel.module(name) for name in modules}
+    image.write_initramfs(folder / "initramfs", files)
+    image.make_disk(folder / "disk", _DISK_BYTES, "ext4")
+    if setup.swap_pages:
+        image.make_disk(folder / "swap", setup.swap_pages << 12, "swap")
+    answers = folder / "answers"
+    command = [qemu, *_qemu_arguments(kernel, folder, setup), "-serial", f"file:{answers}"]
+    subprocess.run(command, check=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    return _parse(answers.read_text(errors="replace"), folder / "console")
+
+
+#: An NVDIMM becomes memory of the kernel over these.
+_SLOW_MODULES = ["nfit", "libnvdimm", "dax_pmem", "device_dax", "kmem"]
+
+
+_NVDIMM, _DAX = "/sys/bus/nd/devices/dax0.0", "/sys/bus/dax/drivers"
+_SLOW_LINES = [
+    "write /sys/devices/system/memory/auto_online_blocks online_movable",
+    f"write {_NVDIMM}/mode ram",
+    f"write {_NVDIMM}/align 2097152",
+    f"write {_NVDIMM}/uuid 8a1cbb5b-2c1e-4f4b-9c3e-6d1f0a4b7e21",
+    f"write {_NVDIMM}/namespace namespace0.0",
+    "write /sys/bus/nd/drivers/dax_pmem/bind dax0.0",
+    f"write {_DAX}/device_dax/unbind dax0.0",
+    f"write {_DAX}/kmem/new_id dax0.0",
+]
+
+
+def _boot_lines(kernel: image.Kernel, modules: list[str], setup: Setup) -> list[str]:
+    lines = [f"module {name}" for name in modules]
+    lines += _QUIET
+    if not kernel.version.startswith("6.1."):
+        lines.append("write /sys/kernel/mm/lru_gen/enabled 0")
+    lines += [
+        f"write /sys/block/vda/queue/read_ahead_kb {setup.read_ahead_kb}",
+        f"write /sys/kernel/debug/fault_around_bytes {setup.fault_around_bytes}",
+        f"write /proc/sys/vm/page-cluster {setup.page_cluster}",
+        "files /dev/vda",
+    ]
+    if setup.swap_pages:
+        lines.append("swapon /dev/vdb")
+    if setup.slow_node:
+        lines += _SLOW_LINES
+    lines.append(f"write /sys/kernel/mm/numa/demotion_enabled {int(setup.demotion_enabled)}")
+    return lines
+
+
+def _qemu_arguments(kernel: image.Kernel, folder: Path, setup: Setup) -> list[str]:
+    arguments = [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-accel",
+        "tcg,thread=multi",
+    ]
+    arguments += ["-cpu", "max", "-smp", "2,sockets=2,cores=1,threads=1"]
+    ram_nodes = NR_NODES - int(setup.slow_node)
+    arguments += ["-m", f"{ram_nodes * NODE_MIB}M,slots=2,maxmem=4G"]
+    arguments += ["-machine", "pc,nvdimm=on" if setup.slow_node else "pc"]
+    for nid in range(NR_NODES):
+        where = f"node,nodeid={nid}" + (f",cpus={nid}" if nid < 2 else "")
+        if nid < ram_nodes:
+            arguments += ["-object", f"memory-backend-ram,id=m{nid},size={NODE_MIB}M"]
+            where += f",memdev=m{nid}"
+        arguments += ["-numa", where]
+    for here, row in enumerate(DISTANCES):
+        for there, distance in enumerate(row):
+            if here != there:
+                arguments += ["-numa", f"dist,src={here},dst={there},val={distance}"]
+    if setup.slow_node:
+        # One memory block more than the node: the namespace's own notes take the first.
+        arguments += ["-object", f"memory-backend-ram,id=slow,size={NODE_MIB + 128}M"]
+        arguments += ["-device", f"nvdimm,id=nvdimm0,memdev=slow,node={NR_NODES - 1},unarmed=off"]
+    disks = ["disk", "swap"] if setup.swap_pages else ["disk"]
+    for disk in disks:
+        arguments += ["-drive", f"file={folder / disk},format=raw,if=virtio,cache=unsafe"]
+    arguments += ["-kernel", str(kernel.image), "-initrd", str(folder / "initramfs")]
+    arguments += ["-append", "console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init"]
+    return [*arguments, "-serial", f"file:{folder / 'console'}"]
+
+
+def _parse(text: str, console: Path) -> Answers:
+    answers = Answers()
+    name, results = "", []
+    lines = text.replace("\r", "").splitlines()
+    ended = bool(lines) and lines[-1] == "bye"
+    for line in lines[:-1] if ended else lines:
+        word, _, rest = line.partition(" ")
+        if word == "fact":
+            answers.facts.append(rest)
+        elif word == "program":
+            name, results = rest, []
+        elif word == "died":
+            answers.deaths[name] = rest
+        elif word == "end":
+            answers.results[name] = results
+        else:
+            results.append(line)
+    if not ended:
+        tail = "\n".join(console.read_text(errors="replace").splitlines()[-20:])
+        raise SystemExit(
+            f"the machine stopped before the last program, in or after {name!r}; its console:\n{tail}"
+        )
+    return answers
