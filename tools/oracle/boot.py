@@ -15,7 +15,7 @@ DISTANCES = ((10, 20, 30, 40), (20, 10, 20, 30), (30, 20, 10, 20), (40, 30, 20, 
 #: Modules for the disk and its file system; those that a kernel has built in are left out.
 _MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
 _DISK_BYTES = 64 << 20
-_BOOT_S = 60
+_SWAP_PAGES = 8192
 
 #: Settings of every machine: nothing moves or merges pages by itself.
 _QUIET = [
@@ -30,12 +30,12 @@ class Setup:
 
     read_ahead_kb: int = 0
     fault_around_bytes: int = 4096
-    swap_pages: int = 0
+    swap: str = "none"  # "ram": a device that answers at once (brd); "disk": one that takes its time (virtio)
     page_cluster: int = 0
-    slow_node: bool = False  # node 3 is an NVDIMM, online as kernel memory in the slower tier
+    slow_nodes: int = 0  # so many of the last nodes are NVDIMMs, online as kernel memory in the slower tier
     demotion_enabled: bool = False
 
-    def plain(self) -> dict[str, int | bool]:
+    def plain(self) -> dict[str, int | bool | str]:
         """The settings that are not the defaults."""
         usual = Setup()
         return {name: value for name, value in vars(self).items() if value != getattr(usual, name)}
@@ -62,7 +62,8 @@ def boot(
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise SystemExit("QEMU is missing: apt-get install qemu-system-x86")
-    modules = kernel.load_order(_MODULES + (_SLOW_MODULES if setup.slow_node else []))
+    wanted = _MODULES + (_SLOW_MODULES if setup.slow_nodes else []) + (["brd"] if setup.swap == "ram" else [])
+    modules = kernel.load_order(wanted)
     lines = [f"boot {line}" for line in [*_boot_lines(kernel, modules, setup), *(extra or [])]]
     for name, ops in programs:
         lines += [f"program {name}", *ops, "end"]
@@ -70,8 +71,8 @@ def boot(
     files |= {f"modules/{name}.ko": kernel.module(name) for name in modules}
     image.write_initramfs(folder / "initramfs", files)
     image.make_disk(folder / "disk", _DISK_BYTES, "ext4")
-    if setup.swap_pages:
-        image.make_disk(folder / "swap", setup.swap_pages << 12, "swap")
+    if setup.swap == "disk":
+        image.make_disk(folder / "swap", _SWAP_PAGES << 12, "swap")
     answers = folder / "answers"
     command = [qemu, *_qemu_arguments(kernel, folder, setup), "-serial", f"file:{answers}"]
     subprocess.run(command, check=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
@@ -82,21 +83,23 @@ def boot(
 _SLOW_MODULES = ["nfit", "libnvdimm", "dax_pmem", "device_dax", "kmem"]
 
 
-_NVDIMM, _DAX = "/sys/bus/nd/devices/dax0.0", "/sys/bus/dax/drivers"
-_SLOW_LINES = [
-    "write /sys/devices/system/memory/auto_online_blocks online_movable",
-    f"write {_NVDIMM}/mode ram",
-    f"write {_NVDIMM}/align 2097152",
-    f"write {_NVDIMM}/uuid 8a1cbb5b-2c1e-4f4b-9c3e-6d1f0a4b7e21",
-    f"write {_NVDIMM}/namespace namespace0.0",
-    "write /sys/bus/nd/drivers/dax_pmem/bind dax0.0",
-    f"write {_DAX}/device_dax/unbind dax0.0",
-    f"write {_DAX}/kmem/new_id dax0.0",
-]
+def _slow_lines(number: int) -> list[str]:
+    """An NVDIMM becomes a device-dax, and that memory of the kernel. Tests of the kernel do it so, with ndctl."""
+    nd, dax = f"/sys/bus/nd/devices/dax{number}.0", "/sys/bus/dax/drivers"
+    return [
+        f"write {nd}/mode ram",
+        f"write {nd}/align 2097152",
+        f"write {nd}/uuid 8a1cbb5b-2c1e-4f4b-9c3e-6d1f0a4b7e2{number}",
+        f"write {nd}/namespace namespace{number}.0",
+        f"write /sys/bus/nd/drivers/dax_pmem/bind dax{number}.0",
+        f"write {dax}/device_dax/unbind dax{number}.0",
+        f"write {dax}/kmem/new_id dax{number}.0",
+    ]
 
 
 def _boot_lines(kernel: image.Kernel, modules: list[str], setup: Setup) -> list[str]:
-    lines = [f"module {name}" for name in modules]
+    sized = {"brd": f" rd_nr=1 rd_size={_SWAP_PAGES * 4}"}
+    lines = [f"module {name}{sized.get(name, '')}" for name in modules]
     lines += _QUIET
     if not kernel.version.startswith("6.1."):
         lines.append("write /sys/kernel/mm/lru_gen/enabled 0")
@@ -106,10 +109,14 @@ def _boot_lines(kernel: image.Kernel, modules: list[str], setup: Setup) -> list[
         f"write /proc/sys/vm/page-cluster {setup.page_cluster}",
         "files /dev/vda",
     ]
-    if setup.swap_pages:
+    if setup.swap == "disk":
         lines.append("swapon /dev/vdb")
-    if setup.slow_node:
-        lines += _SLOW_LINES
+    if setup.swap == "ram":
+        lines.append(f"ramswap /dev/ram0 {_SWAP_PAGES}")
+    if setup.slow_nodes:
+        lines.append("write /sys/devices/system/memory/auto_online_blocks online_movable")
+    for number in range(setup.slow_nodes):
+        lines += _slow_lines(number)
     lines.append(f"write /sys/kernel/mm/numa/demotion_enabled {int(setup.demotion_enabled)}")
     return lines
 
@@ -125,9 +132,9 @@ def _qemu_arguments(kernel: image.Kernel, folder: Path, setup: Setup) -> list[st
         "tcg,thread=multi",
     ]
     arguments += ["-cpu", "max", "-smp", "2,sockets=2,cores=1,threads=1"]
-    ram_nodes = NR_NODES - int(setup.slow_node)
+    ram_nodes = NR_NODES - setup.slow_nodes
     arguments += ["-m", f"{ram_nodes * NODE_MIB}M,slots=2,maxmem=4G"]
-    arguments += ["-machine", "pc,nvdimm=on" if setup.slow_node else "pc"]
+    arguments += ["-machine", "pc,nvdimm=on" if setup.slow_nodes else "pc"]
     for nid in range(NR_NODES):
         where = f"node,nodeid={nid}" + (f",cpus={nid}" if nid < 2 else "")
         if nid < ram_nodes:
@@ -138,11 +145,11 @@ def _qemu_arguments(kernel: image.Kernel, folder: Path, setup: Setup) -> list[st
         for there, distance in enumerate(row):
             if here != there:
                 arguments += ["-numa", f"dist,src={here},dst={there},val={distance}"]
-    if setup.slow_node:
+    for number in range(setup.slow_nodes):
         # One memory block more than the node: the namespace's own notes take the first.
-        arguments += ["-object", f"memory-backend-ram,id=slow,size={NODE_MIB + 128}M"]
-        arguments += ["-device", f"nvdimm,id=nvdimm0,memdev=slow,node={NR_NODES - 1},unarmed=off"]
-    disks = ["disk", "swap"] if setup.swap_pages else ["disk"]
+        arguments += ["-object", f"memory-backend-ram,id=slow{number},size={NODE_MIB + 128}M"]
+        arguments += ["-device", f"nvdimm,id=nvdimm{number},memdev=slow{number},node={ram_nodes + number}"]
+    disks = ["disk", "swap"] if setup.swap == "disk" else ["disk"]
     for disk in disks:
         arguments += ["-drive", f"file={folder / disk},format=raw,if=virtio,cache=unsafe"]
     arguments += ["-kernel", str(kernel.image), "-initrd", str(folder / "initramfs")]

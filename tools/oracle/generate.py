@@ -19,6 +19,10 @@ class Builder:
         self.random = random
         self.ops: list[str] = ["cpu 0"]
         self.regions: dict[int, int] = {}  # number: pages
+        #: The file that the program reads, its size, and what was read last: first page, pages.
+        self.file = 0
+        self.file_pages = 0
+        self.last = (0, 0)
 
     def add(self, *ops: str) -> None:
         self.ops += ops

@@ -346,6 +346,13 @@ static void op_move(void)
 	say_runs(sh->status, n[3]);
 }
 
+/* migrate_pages from nowhere moves nothing, and drains the LRU batches of all CPUs. */
+static void drain_batches(void)
+{
+	unsigned long none = 0, node = 1;
+	syscall(SYS_migrate_pages, 0, 65, &none, &node);
+}
+
 static void op_migrate(void)
 {
 	unsigned long from = mask_of(w[1]), to = mask_of(w[2]);
@@ -566,6 +573,13 @@ static void op_drop(void)
 	say("%ld", rc(pwrite(drop_fd, "1", 1, 0)) == 1 ? 0L : -1L);
 }
 
+/* Pages that wait in a batch of a CPU are out of reach of reclaim: empty the batches first. */
+static void op_reclaim(void)
+{
+	drain_batches();
+	say("%ld", ask("reclaim %ld", n[1]));
+}
+
 static void op_asked(void) /* sync, cpuset, ...: the parent does it */
 {
 	char line[256] = "";
@@ -587,7 +601,7 @@ static const struct {
 	{"fread", op_fread}, {"freadv", op_freadv}, {"fwrite", op_fwrite}, {"fadvise", op_fadvise},
 	{"cached", op_cached}, {"incore", op_incore}, {"order", op_order},
 	{"drop", op_drop}, {"sync", op_asked}, {"cpuset", op_asked}, {"weight", op_asked}, {"delta", op_asked},
-	{"fill", op_asked}, {"unfill", op_asked}, {"demotion", op_asked}, {"reclaim", op_asked}, {"free", op_asked},
+	{"fill", op_asked}, {"unfill", op_asked}, {"demotion", op_asked}, {"reclaim", op_reclaim}, {"free", op_asked},
 };
 
 static void run_op(char *line)
@@ -658,8 +672,7 @@ static void run_program(char *text)
 	for (char *at = (char *)sh; at < (char *)(sh + 1); at += PAGE)
 		(void)*(volatile char *)at;
 	settle();
-	unsigned long none = 0, node = 1;
-	syscall(SYS_migrate_pages, 0, 65, &none, &node); /* drains the LRU batches, moves nothing */
+	drain_batches();
 	for (char *line = text; line && *line;) {
 		char *end = strchr(line, '\n');
 		if (end)
@@ -870,15 +883,36 @@ static void fact(const char *format, ...)
 	emit(line, strlen(line));
 }
 
-static void load_module(char *name)
+static void load_module(char *name, char *parameters)
 {
 	char path[256];
 	snprintf(path, sizeof path, "/modules/%s.ko", name);
 	int fd = open(path, O_RDONLY);
-	if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
+	if (fd < 0 || (syscall(SYS_finit_module, fd, parameters ? parameters : "", 0) < 0 && errno != EEXIST))
 		fact("module %s: errno %d", name, errno);
 	if (fd >= 0)
 		close(fd);
+}
+
+/* A swap area in memory: all its pages are taken now, not while a program runs. */
+static void ram_swap(char *device, long pages)
+{
+	static char page[PAGE];
+	int fd = open(device, O_RDWR);
+	for (long at = pages - 1; at >= 0; at--) {
+		if (!at) {
+			int last = pages - 1;
+			page[1024] = 1; /* version */
+			memcpy(page + 1028, &last, 4);
+			memcpy(page + PAGE - 10, "SWAPSPACE2", 10);
+		}
+		if (pwrite(fd, page, PAGE, at * PAGE) != PAGE)
+			fact("cannot write %s: errno %d", device, errno);
+	}
+	fsync(fd);
+	close(fd);
+	if (swapon(device, 0) < 0)
+		fact("swapon %s: errno %d", device, errno);
 }
 
 static void make_files(void)
@@ -904,7 +938,7 @@ static void boot_line(char *line)
 	char *verb = strtok(line, " "), *path = strtok(NULL, " "), *value = strtok(NULL, "");
 	static char text[4096];
 	if (!strcmp(verb, "module")) {
-		load_module(path);
+		load_module(path, value);
 	} else if (!strcmp(verb, "write")) {
 		int error = write_file(path, value);
 		if (error)
@@ -916,6 +950,8 @@ static void boot_line(char *line)
 	} else if (!strcmp(verb, "swapon")) {
 		if (swapon(path, 0) < 0)
 			fact("swapon %s: errno %d", path, errno);
+	} else if (!strcmp(verb, "ramswap")) {
+		ram_swap(path, atol(value));
 	} else if (!strcmp(verb, "show")) {
 		long got = read_file(path, text, sizeof text);
 		if (got < 0)

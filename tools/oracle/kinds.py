@@ -1,8 +1,8 @@
 """Random programs for the recording machine, by kind; the same seed gives the same programs.
 
 Interleaving of the page cache goes by a counter of the task, which the kernel also advances when it allocates for
-the task itself (a fork, slab pages, writing dirty pages back). So programs of files do not fork, and drop caches under
-other policies only; what still differs between two boots is left out by record.py.
+the task itself (a fork, slab pages, writing dirty pages back). So programs of files do not fork, and drop caches
+under other policies only; what still differs between two boots is left out by record.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,27 @@ from dataclasses import dataclass, field
 from random import Random
 
 import boot
-from generate import DONTNEED, FILE_PAGES, INTERLEAVE, REGION_PAGES, Builder
+from generate import (
+    BIND,
+    COLD,
+    DEFAULT,
+    DONTNEED,
+    FILE_PAGES,
+    FREE,
+    INTERLEAVE,
+    LARGE_FILE,
+    LARGE_FILE_PAGES,
+    LOCAL,
+    PAGEOUT,
+    PREFERRED,
+    PREFERRED_MANY,
+    RANDOM_READ,
+    REGION_PAGES,
+    SEQUENTIAL,
+    WEIGHTED,
+    WILLNEED,
+    Builder,
+)
 
 Step = Callable[[Builder], None]
 
@@ -91,9 +111,17 @@ def mempolicy(random: Random) -> list[str]:
     b = Builder(random)
     _map_anonymous(b)
     steps: list[tuple[int, Step]] = [
-        (20, _touch), (9, _setpol), (14, _mbind), (7, _move), (4, _migrate), (2, _dontneed), (2, _forkwrite),
-        (6, _ask), (3, _cpu), (1, _munmap),
-    ]  # fmt: skip
+        (20, _touch),
+        (9, _setpol),
+        (14, _mbind),
+        (7, _move),
+        (4, _migrate),
+        (2, _dontneed),
+        (2, _forkwrite),
+        (6, _ask),
+        (3, _cpu),
+        (1, _munmap),
+    ]
     if b.chance(30):
         steps.append((4, _cpuset))
     _weighted(b, steps, random.randint(5, 25))
@@ -134,10 +162,308 @@ def filepages(random: Random) -> list[str]:
     _map_files(b)
     _weighted(
         b,
-        [(16, _faults), (9, _fread), (7, _setpol), (8, _mbind), (4, _move), (2, _migrate), (2, _dontneed),
-         (3, _cpu), (3, _drop)],
+        [
+            (16, _faults),
+            (9, _fread),
+            (7, _setpol),
+            (8, _mbind),
+            (4, _move),
+            (2, _migrate),
+            (2, _dontneed),
+            (3, _cpu),
+            (3, _drop),
+        ],
         random.randint(5, 20),
-    )  # fmt: skip
+    )
+    b.look()
+    return b.ops
+
+
+# -- what the first two kinds do not touch
+
+
+def _part_of_file(b: Builder, pages: int) -> tuple[int, int]:
+    """A piece of a file: often the next one after the last, as sequential readers read."""
+    start = sum(b.last)
+    if not (b.chance(60) and start < pages):
+        start = b.random.choice((0, b.random.randrange(pages)))
+    count = min(pages - start, b.random.choice((1, 1, 2, 3, 4, 8, 16, 17, 32, 33, 64, 100)))
+    b.last = (start, count)
+    return start, count
+
+
+def _read_somewhere(b: Builder) -> None:
+    start, count = _part_of_file(b, b.file_pages)
+    b.add(f"{b.random.choice(('fread', 'freadv'))} {b.file} {start} {count}")
+    low = max(0, start - 64)
+    b.add(f"incore {b.file} {low} {min(b.file_pages, start + count + 128) - low}")
+
+
+def _advise_file(b: Builder) -> None:
+    advice = b.random.choice((0, 1, 2, 3, 3, 4))
+    start, count = _part_of_file(b, b.file_pages)
+    b.add(f"fadvise {b.file} {start} {count} {advice}", f"incore {b.file} 0 {b.file_pages}")
+
+
+def _choose_file(b: Builder) -> None:
+    b.file = b.random.choice((0, 1, 2, LARGE_FILE, LARGE_FILE, LARGE_FILE))
+    b.file_pages = LARGE_FILE_PAGES if b.file == LARGE_FILE else FILE_PAGES[b.file]
+
+
+def readahead(random: Random) -> list[str]:
+    """Reads of one page and of many, in order and not, with the pages that came into the cache."""
+    b = Builder(random)
+    b.add("drop")
+    _choose_file(b)
+    if b.chance(25):
+        b.add(f"setpol {b.policy(wild=False, modes=(BIND, PREFERRED))}")
+    steps: list[tuple[int, Step]] = [(20, _read_somewhere), (2, _drop)]
+    if b.chance(30):
+        steps.append((4, _advise_file))
+    _weighted(b, steps, random.randint(4, 14))
+    b.add(f"cached {b.file} 0 {min(b.file_pages, 512)}")
+    return b.ops
+
+
+def _fault_somewhere(b: Builder) -> None:
+    start, count = _part_of_file(b, b.file_pages)
+    low = max(0, start - 64)
+    span = f"{low} {min(b.file_pages, start + count + 128) - low}"
+    b.add(f"faults 0 {start} {count} {b.random.choice('rrrw')}", f"incore {b.file} {span}", f"ptes 0 {span}")
+
+
+def _advise_mapping(b: Builder) -> None:
+    start, count = _part_of_file(b, b.file_pages)
+    whole = b.chance(70)
+    advice = b.random.choice((0, RANDOM_READ, SEQUENTIAL, WILLNEED, DONTNEED))
+    b.add(f"madvise 0 {0 if whole else start} {b.file_pages if whole else count} {advice}")
+
+
+def mapahead(random: Random) -> list[str]:
+    """Faults on mapped files: what is read ahead, and what is mapped around."""
+    b = Builder(random)
+    b.add("drop")
+    _choose_file(b)
+    b.add(f"fmap 0 {b.file} {b.file_pages} {b.random.choice(('fs', 'fp'))}")
+    steps: list[tuple[int, Step]] = [
+        (20, _fault_somewhere),
+        (3, _advise_mapping),
+        (3, _read_somewhere),
+        (1, _drop),
+    ]
+    _weighted(b, steps, random.randint(4, 12))
+    return b.ops
+
+
+def fallback(random: Random) -> list[str]:
+    """Nodes filled to a few hundred pages above their watermarks, then a region larger than what is left.
+
+    Where a node ends is not exact to the page (a CPU keeps free pages of its own), so the order of the nodes is
+    recorded. No policy binds to full nodes alone: that would call the OOM killer.
+    """
+    b = Builder(random)
+    full = b.random.sample(range(4), b.random.choice((1, 1, 2, 2, 3)))
+    b.add(*(f"fill {nid} 512" for nid in sorted(full)), f"cpu {b.random.randrange(2)}")
+    pages = 1200 * len(full) + 1500
+    b.add(f"mmap 0 {pages} {b.random.choice(('pa', 'sa'))}")
+    mode = b.random.choice((DEFAULT, LOCAL, PREFERRED, PREFERRED, PREFERRED_MANY, BIND, INTERLEAVE))
+    nodes = {b.random.randrange(4), b.random.randrange(4)}
+    if mode == BIND:
+        nodes |= {b.random.choice([nid for nid in range(4) if nid not in full])}
+    listed = "-" if mode in (DEFAULT, LOCAL) else ",".join(map(str, sorted(nodes)))
+    if mode == PREFERRED:
+        listed = str(b.random.randrange(4))
+    b.add(f"setpol {mode} {listed}" if b.chance(50) else f"mbind 0 0 {pages} {mode} {listed} 0")
+    b.add(f"touch 0 0 {pages} w", f"order 0 0 {pages}", "unfill")
+    return b.ops
+
+
+def _protect(b: Builder) -> None:
+    span = b.span()
+    b.add(f"protect {span} {b.random.choice(('-', 'r', 'rw', 'rw'))}")
+
+
+def _try(b: Builder) -> None:
+    span = b.span()
+    b.add(f"try {span} {b.random.choice('rw')}", f"ptes {span}")
+
+
+def _mlock(b: Builder) -> None:
+    span = b.span()
+    b.add(f"mlock {span} {b.random.choice((0, 0, 1))}", f"ptes {span}", f"where {span}")
+
+
+def _munlock(b: Builder) -> None:
+    b.add(f"munlock {b.span()}")
+
+
+def _hold(b: Builder) -> None:
+    b.add("release" if "hold" in b.ops and b.ops[::-1].index("hold") < _since(b, "release") else "hold")
+
+
+def _since(b: Builder, op: str) -> int:
+    return b.ops[::-1].index(op) if op in b.ops else len(b.ops)
+
+
+def protection(random: Random) -> list[str]:
+    """mprotect, mlock and munlock of private and shared memory and files, with the accesses that they allow."""
+    b = Builder(random)
+    if b.chance(40):
+        _map_files(b)
+    else:
+        _map_anonymous(b, 2, (8, 16, 33, 64))
+    _weighted(
+        b,
+        [
+            (8, _protect),
+            (9, _try),
+            (6, _mlock),
+            (3, _munlock),
+            (2, _dontneed),
+            (2, _setpol),
+            (2, _mbind),
+            (2, _move),
+            (1, _migrate),
+        ],
+        random.randint(6, 18),
+    )
+    b.look()
+    return b.ops
+
+
+def _query(b: Builder) -> None:
+    flags = b.random.choice((0, 1, 1, 2, 3, 4, 5, 8))
+    if b.chance(50):
+        b.add(f"query {flags}")
+        return
+    region = b.pick()
+    b.add(f"queryat {flags} {region} {b.random.randrange(b.regions[region] + 2)}")
+
+
+def _moves(b: Builder) -> None:
+    span = b.span()
+    listed = ",".join(
+        str(b.random.choice((0, 1, 2, 3, 0, 1, 2, 3, 4, 9, -1))) for _ in range(b.random.randint(1, 4))
+    )
+    b.add(f"moves {span} {listed} {b.random.choice((0, 2, 2, 2, 4, 1, 8))}", f"where {span}")
+
+
+def _homenode(b: Builder) -> None:
+    span = b.span()
+    b.add(f"mbind {span} {b.policy(modes=(BIND, PREFERRED_MANY, PREFERRED_MANY, INTERLEAVE))} 0")
+    b.add(f"homenode {span} {b.random.choice((0, 1, 2, 3, 3, 7, -1))} {b.random.choice((0, 0, 0, 0, 1))}")
+
+
+def _read(b: Builder) -> None:
+    b.do_look("touch", b.span(), "r")
+
+
+def queries(random: Random) -> list[str]:
+    """Every flag of get_mempolicy, every status of move_pages, home nodes, reads of memory never written."""
+    b = Builder(random)
+    _map_anonymous(b, 3, (8, 16, 33, 64))
+    steps: list[tuple[int, Step]] = [
+        (8, _query),
+        (6, _moves),
+        (4, _homenode),
+        (5, _read),
+        (5, _touch),
+        (4, _setpol),
+        (3, _mbind),
+        (3, _hold),
+        (2, _munmap),
+        (2, _forkwrite),
+        (2, _dontneed),
+        (1, _cpu),
+    ]
+    if b.chance(25):
+        steps.append((2, _cpuset))
+    _weighted(b, steps, random.randint(6, 20))
+    b.look()
+    return b.ops
+
+
+def _madvise(b: Builder) -> None:
+    span = b.span()
+    b.add(f"madvise {span} {b.random.choice((PAGEOUT, PAGEOUT, PAGEOUT, FREE, COLD, WILLNEED, DONTNEED))}")
+    b.add(f"ptes {span}", f"where {span}")
+
+
+def swap(random: Random) -> list[str]:
+    """Pages out and in: MADV_PAGEOUT, FREE, COLD and WILLNEED with a swap device that answers at once."""
+    b = Builder(random)
+    _map_anonymous(b, 3, (8, 16, 33, 64))
+    for region, pages in b.regions.items():
+        b.add(f"touch {region} 0 {pages} w")
+    _weighted(
+        b,
+        [
+            (12, _madvise),
+            (8, _faults),
+            (3, _setpol),
+            (2, _mbind),
+            (2, _move),
+            (2, _hold),
+            (1, _mlock),
+            (1, _munlock),
+            (2, _forkwrite),
+            (1, _cpu),
+            (1, _migrate),
+        ],
+        random.randint(6, 18),
+    )
+    b.look()
+    return b.ops
+
+
+def demotion(random: Random) -> list[str]:
+    """Two nodes of memory, two slow ones: reclaim of all of a task's memory takes it to the slower tier.
+
+    How many pages a reclaim takes beyond what it was asked for is the kernel's business, so that more is asked
+    for than there is.
+    """
+    b = Builder(random)
+    for nid in range(2, 4):
+        if b.chance(25):
+            b.add(f"fill {nid} 512")
+    _map_anonymous(b, 2, (16, 33, 64, 200))
+    for _ in range(random.randint(1, 4)):
+        if b.chance(40):
+            b.add(f"setpol {b.policy(wild=False)}")
+        if b.chance(50):
+            b.add(f"cpu {b.random.randrange(2)}")
+        _weighted(b, [(6, _touch), (2, _mbind), (1, _move), (1, _mlock), (1, _munlock), (1, _hold)], 3)
+        b.add("demotion off" if b.chance(10) else "demotion on", "reclaim 1000")
+        b.look()
+    return b.ops
+
+
+def weighted(random: Random) -> list[str]:
+    """MPOL_WEIGHTED_INTERLEAVE, of Linux 6.9 and newer, under weights of each node."""
+    b = Builder(random)
+    b.add(*(f"weight {nid} {b.random.choice((1, 1, 2, 3, 4, 7))}" for nid in range(4)))
+    files = b.chance(25)
+    if files:
+        _map_files(b)
+    else:
+        _map_anonymous(b, 3, (8, 16, 33, 64, 200))
+
+    def policy(b: Builder) -> None:
+        b.add(f"setpol {b.policy(modes=(WEIGHTED, WEIGHTED, WEIGHTED, INTERLEAVE))}", "getpol")
+
+    def bind(b: Builder) -> None:
+        span = b.span()
+        b.add(
+            f"mbind {span} {b.policy(modes=(WEIGHTED, WEIGHTED, INTERLEAVE))} {b.random.choice((0, 1, 2, 3))}"
+        )
+        b.add(f"where {span}")
+
+    def weight(b: Builder) -> None:
+        b.add(f"weight {b.random.randrange(4)} {b.random.choice((0, 1, 2, 5, 255, 256))}")
+
+    steps: list[tuple[int, Step]] = [(6, policy), (5, bind), (3, weight), (2, _query), (1, _cpu)]
+    steps += [(6, _faults), (4, _fread)] if files else [(10, _touch), (2, _move), (1, _migrate), (2, _cpuset)]
+    _weighted(b, steps, random.randint(5, 18))
     b.look()
     return b.ops
 
@@ -150,7 +476,22 @@ class Kind:
     setup: boot.Setup = field(default_factory=boot.Setup)
 
 
-KINDS: dict[str, Kind] = {"mempolicy": Kind(mempolicy), "filepages": Kind(filepages)}
+#: What a stock kernel does when it is not told otherwise.
+_STOCK_FILES = boot.Setup(read_ahead_kb=128, fault_around_bytes=65536)
+
+KINDS: dict[str, Kind] = {
+    "mempolicy": Kind(mempolicy),
+    "filepages": Kind(filepages),
+    "readahead": Kind(readahead, _STOCK_FILES),
+    "mapahead": Kind(mapahead, _STOCK_FILES),
+    "fallback": Kind(fallback),
+    "protection": Kind(protection),
+    "queries": Kind(queries),
+    "swap": Kind(swap, boot.Setup(swap="ram")),
+    "swapahead": Kind(swap, boot.Setup(swap="ram", page_cluster=3)),
+    "demotion": Kind(demotion, boot.Setup(slow_nodes=2, demotion_enabled=True)),
+    "weighted": Kind(weighted),
+}
 
 
 def programs(kind: str, count: int, seed: int) -> list[tuple[str, list[str]]]:
