@@ -109,6 +109,8 @@ def _boot_lines(kernel: image.Kernel, modules: list[str], setup: Setup) -> list[
         f"write /proc/sys/vm/page-cluster {setup.page_cluster}",
         "files /dev/vda",
     ]
+    if setup.read_ahead_kb:
+        lines.append("ahead")
     if setup.swap == "disk":
         lines.append("swapon /dev/vdb")
     if setup.swap == "ram":

@@ -66,6 +66,7 @@ struct shared {
 	int nr_words;
 	sigjmp_buf on_signal;
 	volatile int guarded;
+	int ahead; /* whether the machine reads ahead */
 };
 static struct shared *sh;
 static int files[NR_FILES];
@@ -302,13 +303,27 @@ static void op_try(void)
 	say_runs(sh->status, n[3]);
 }
 
+/* Wait until no page is on its way from the disk. */
+static void quiet(void)
+{
+	ask("quiet");
+}
+
+/* A page that is still being read is not mapped around a fault: each hard fault waits for the disk. */
 static void op_faults(void)
 {
 	struct rusage before, after;
+	long hard = 0;
 	int number = 0;
 	getrusage(RUSAGE_SELF, &before);
-	for (long at = 0; at < n[3] && !number; at++)
+	for (long at = 0; at < n[3] && !number; at++) {
 		number = access_page(start_of() + at * PAGE, w[4][0] == 'w');
+		getrusage(RUSAGE_SELF, &after);
+		if (sh->ahead && after.ru_majflt - before.ru_majflt > hard) {
+			hard = after.ru_majflt - before.ru_majflt;
+			quiet();
+		}
+	}
 	getrusage(RUSAGE_SELF, &after);
 	if (number)
 		say("%d", number == SIGBUS ? -ENXIO : -EFAULT);
@@ -515,6 +530,7 @@ static void op_cached(void)
 {
 	char *at = page_of(NR_REGIONS, 0);
 	long pages = n[3];
+	quiet();
 	if (mmap(at, pages * PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, files[n[1]], n[2] * PAGE) == MAP_FAILED) {
 		say("%d", -errno);
 		return;
@@ -538,6 +554,7 @@ static void op_cached(void)
 static void op_incore(void)
 {
 	char *at = page_of(NR_REGIONS, 0);
+	quiet();
 	if (mmap(at, n[3] * PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, files[n[1]], n[2] * PAGE) == MAP_FAILED) {
 		say("%d", -errno);
 		return;
@@ -787,6 +804,15 @@ static long serve(char *command)
 	int count = 0;
 	for (char *at = strtok(command, " "); at && count < 8; at = strtok(NULL, " "))
 		word[count++] = at;
+	if (!strcmp(word[0], "quiet")) {
+		int reads = 1, writes = 1;
+		while (reads || writes) {
+			read_file("/sys/block/vda/inflight", text, sizeof text);
+			if (sscanf(text, "%d %d", &reads, &writes) != 2)
+				return -EIO;
+		}
+		return 0;
+	}
 	if (!strcmp(word[0], "sync")) {
 		sync();
 		return 0;
@@ -950,6 +976,8 @@ static void boot_line(char *line)
 	} else if (!strcmp(verb, "swapon")) {
 		if (swapon(path, 0) < 0)
 			fact("swapon %s: errno %d", path, errno);
+	} else if (!strcmp(verb, "ahead")) {
+		sh->ahead = 1;
 	} else if (!strcmp(verb, "ramswap")) {
 		ram_swap(path, atol(value));
 	} else if (!strcmp(verb, "show")) {
