@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import (
     NIL,
     NR_LRU_LISTS,
@@ -31,6 +32,7 @@ def validate_memory(memory: Memory) -> None:
         _check_lists(memory, node)
         _check_isolation(memory, node)
     _check_mappings(memory)
+    _check_huge(memory)
 
 
 def _require(condition: bool, text: str) -> None:
@@ -138,3 +140,42 @@ def _check_mappings(memory: Memory) -> None:
     _require(not np.any((by_table > 0) & ~allocated), "a frame that is not allocated is mapped")
     lost = allocated & (by_table == 0) & ((frames.flags & (PG_OBJECT | PG_HELD)) == 0)
     _require(not lost.any(), f"{int(lost.sum())} anonymous frames are mapped nowhere")
+
+
+def _check_huge(memory: Memory) -> None:
+    """A huge mapping is 512 entries of one aligned block; pools, pins and ranges hold their frames."""
+    high, frames, pte = memory.high_order, memory.frames, memory.page_table.pte
+    last = -HPAGE_PAGES
+    for slot in high.huge_maps.slots:
+        _require(slot >= last + HPAGE_PAGES, f"the huge mappings at slots {last} and {slot} overlap")
+        entries = pte[slot : slot + HPAGE_PAGES]
+        head = int(entries[0]) >> PTE_PFN_SHIFT
+        block = np.arange(head, head + HPAGE_PAGES, dtype=np.uint32)
+        whole = bool(np.all(entries & PTE_PRESENT)) and np.array_equal(entries >> PTE_PFN_SHIFT, block)
+        _require(whole and head % HPAGE_PAGES == 0, f"the huge mapping at slot {slot} is not of one block")
+        last = slot
+    for pool in high.pools.values():
+        heads = [head for nid in sorted(pool.free) for head in pool.free[nid]]
+        _require(
+            pool.reserved <= len(heads), f"{pool.reserved} huge pages are promised, {len(heads)} are free"
+        )
+        for head in heads:
+            _check_held(memory, head, pool.nr_pages, "a free page of a pool")
+            _require(not frames.rmap[head : head + pool.nr_pages].any(), "a free page of a pool is mapped")
+    promised = sum(len(r.indices) for r in high.reservations)
+    _require(promised == sum(pool.reserved for pool in high.pools.values()), "promises do not add up")
+    for held in high.ranges.values():
+        _check_held(memory, held.first, held.nr_pages, "a contiguous range")
+    for pfn in high.pins:
+        _check_held(memory, pfn, 1, "a pinned page")
+    counted: dict[int, int] = {}
+    for pid in high.pins_of:
+        for pfn in high.pins_of[pid]:
+            counted[pfn] = counted.get(pfn, 0) + 1
+    _require(counted == high.pins, "the pins of the processes do not add up")
+
+
+def _check_held(memory: Memory, first: int, nr_pages: int, what: str) -> None:
+    held = PG_ALLOCATED | PG_HELD
+    flags = memory.frames.flags[first : first + nr_pages]
+    _require(bool(np.all(flags & (held | PG_LRU) == held)), f"{what} at frame {first} is not held")

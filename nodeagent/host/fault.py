@@ -11,7 +11,7 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import cram, numa_balancing
+from privmem.nodeagent.host import cram, huge_split, hugetlb_map, numa_balancing, thp
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
 from privmem.nodeagent.host.drivers.owner import device_context
 from privmem.nodeagent.host.layout import (
@@ -63,6 +63,11 @@ def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         from privmem.nodeagent.host import filemap  # both need each other, as in the kernel
 
         return filemap.object_fault(memory, task, vma, vpn, is_write)
+    if vma.slot_of(vpn) in memory.high_order.poison_slots:
+        return FAULT_SIGBUS
+    took = thp.fault(memory, task, vma, vpn, is_write)
+    if took:
+        return took
     context = (
         task.alloc_context(vma, vpn)
         if vma.device_nid < 0
@@ -101,6 +106,7 @@ def remove_mapping(memory: Memory, slot: int) -> int:
     """`page_remove_rmap`: empty an entry; returns the frame, which may have other mappings. That it was
     written stays known.
     """
+    huge_split.split(memory, slot)
     table, rmap = memory.page_table, memory.frames.rmap
     entry = int(table.pte[slot])
     pfn = entry >> PTE_PFN_SHIFT
@@ -122,11 +128,16 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     """`do_wp_page`: promote from a fenced node; make writable what is mapped once; copy what is shared."""
     slot = vma.slot_of(vpn)
     pfn = int(memory.page_table.pte[slot]) >> PTE_PFN_SHIFT
+    if hugetlb_map.is_hugetlb(memory, vma):
+        return hugetlb_map.write_fault(memory, task, vma, vpn)
     if memory.nodes[memory.frames.nid_of(pfn)].fenced:
         own = not (vma.private and memory.is_object_page(pfn))
         return cram.fence_fault(memory, slot, task.promotion_context(), own)
     if vma.kind != VMA_ANON and not vma.private:
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
+        return WP_FAULT_NS
+    if thp.reuse(memory, slot):
+        memory.vmstat.add("pgreuse")
         return WP_FAULT_NS
     if _is_mine(memory, task, pfn):
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
@@ -168,6 +179,10 @@ def drop_if_unused(memory: Memory, pfn: int) -> None:
 
 def unmap_range(memory: Memory, vma: Vma) -> None:
     """`zap_page_range`: empty every entry of a VMA (or a part that `Vma.cut` gave)."""
+    if hugetlb_map.is_hugetlb(memory, vma):
+        hugetlb_map.unmap(memory, vma)
+        return
+    huge_split.zap(memory, vma.slot, vma.nr_pages)
     pte = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
     for offset in np.flatnonzero(pte & np.uint32(PTE_PRESENT)).tolist():
         pfn = remove_mapping(memory, vma.slot + offset)

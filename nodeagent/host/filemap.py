@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from privmem.nodeagent.host import hugetlb_map
 from privmem.nodeagent.host.costs import FAULT_NS
 from privmem.nodeagent.host.drivers.owner import owner_context
 from privmem.nodeagent.host.fault import FAULT_SIGBUS, add_mapping, map_page
@@ -29,7 +30,7 @@ from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import store_content
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
 from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_page
-from privmem.nodeagent.host.pagecache import DEVICE, FILE, SHMEM, MemObject
+from privmem.nodeagent.host.pagecache import DEVICE, FILE, HUGETLB, SHMEM, MemObject
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import Reason
 from privmem.scheduler.mempolicy import Mempolicy
@@ -43,6 +44,8 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
     again.
     """
     holder = memory.page_cache.of(vma.object_id)
+    if holder.kind == HUGETLB:
+        return hugetlb_map.fault(memory, task, vma, vpn, is_write)
     index = vma.index + vpn - vma.start
     if index >= holder.nr_pages:
         return FAULT_SIGBUS

@@ -27,7 +27,7 @@ PG_REFERENCED = 8
 PG_FILE = 16  # on the file lists (page cache that is not shmem)
 PG_DIRTY = 64  # written through a mapping that is gone; the others say so in their PTE
 PG_UNINVITED = 128  # on a private node that did not invite the request: a leak (`Design.invited`)
-PG_HELD = 256  # held by a driver or the kernel itself: mapped or not, on no LRU list, never reclaimed or moved
+PG_HELD = 256  # held by a driver or the kernel: mapped or not, on no LRU list, never reclaimed or moved
 PG_UNEVICTABLE = 512  # mlocked: on no list that reclaim scans
 PG_OBJECT = 32  # belongs to a file or shared-memory object: `object_id`, `object_index` say where
 

@@ -16,7 +16,8 @@ import numpy as np
 from privmem.nodeagent.buddy import Buddy
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.frames import FrameTable
-from privmem.nodeagent.host.layout import NIL, NR_LRU_LISTS, PG_OBJECT
+from privmem.nodeagent.host.high_order import HighOrder
+from privmem.nodeagent.host.layout import NIL, NR_LRU_LISTS, PG_LRU, PG_OBJECT
 from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
@@ -129,6 +130,8 @@ class Memory:
         self.page_table = PageTable()
         self.page_cache = PageCache()
         self.lru_batches = LruBatches()
+        #: Huge mappings, pools, contiguous ranges, pins, poison.
+        self.high_order = HighOrder()
         self.vmstat = Vmstat()
         self.knobs = knobs
         self.now_ns = 0
@@ -255,7 +258,9 @@ class Memory:
         lru_kernel.lru_add(lru, pfn, *self.lru_arrays())
 
     def lru_del(self, pfn: int) -> None:
-        """`lruvec_del_folio`."""
+        """`lruvec_del_folio`; nothing for a frame that is on no list (held, mlocked)."""
+        if not self.frames.flags[pfn] & np.uint16(PG_LRU):
+            return
         base = self.frames.nid_of(pfn) * NR_LRU_LISTS
         lru = lru_kernel.lru_of(base, self.frames.flags[pfn])
         lru_kernel.lru_del(lru, pfn, *self.lru_arrays())
@@ -272,6 +277,7 @@ class Memory:
             "page_table": self.page_table.snapshot(),
             "page_cache": self.page_cache.snapshot(),
             "lru_batches": self.lru_batches.snapshot(),
+            "high_order": self.high_order.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
             "charge_ns": self.charge_ns,
@@ -291,6 +297,7 @@ class Memory:
         self.page_table.restore(snapshot["page_table"])
         self.page_cache.restore(snapshot["page_cache"])
         self.lru_batches.restore(snapshot["lru_batches"])
+        self.high_order.restore(snapshot["high_order"])
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]
         self.charge_ns = snapshot["charge_ns"]

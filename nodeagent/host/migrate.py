@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
+from privmem.nodeagent.host import huge_split
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
 from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
@@ -68,6 +69,7 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
     The new frames go to the head of the list that their flags name; the old ones are freed. Every page
     remembers `reason` as why it is where it is now, and keeps the node of its origin.
     """
+    huge_split.split_frames(memory, pfns)
     source = memory.nodes[memory.frames.nid_of(int(pfns[0]))]
     target = memory.nodes[memory.frames.nid_of(int(new[0]))]
     nr = len(pfns)

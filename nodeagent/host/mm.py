@@ -40,6 +40,8 @@ class Vma:
     device_nid: int = -1
     #: VM_NOHUGEPAGE: never mapped by huge pages.
     no_huge: bool = False
+    #: VM_HUGEPAGE: huge pages are wanted.
+    huge: bool = False
 
     @property
     def nr_pages(self) -> int:
@@ -241,6 +243,7 @@ class Mm:
                 v.private,
                 v.device_nid,
                 v.no_huge,
+                v.huge,
             ]
             for v in self.vmas
         ]

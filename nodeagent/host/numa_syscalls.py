@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from privmem.nodeagent.host import huge_split
 from privmem.nodeagent.host.fault import handle_fault
 from privmem.nodeagent.host.filemap import vma_policy, vma_request
 from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_PRESENT
@@ -209,6 +210,7 @@ def _bind_range(memory: Memory, task: Task, start: int, end: int, policy: Mempol
     parts = []
     for part in task.mm.in_range(start, end):
         if not _equal(part.policy, policy):
+            huge_split.split(memory, part.slot, part.nr_pages)
             if part.kind == VMA_OBJECT:
                 holder = memory.page_cache.of(part.object_id)
                 if holder.kind == SHMEM:

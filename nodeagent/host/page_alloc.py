@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_UNINVITED
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_OBJECT, PG_UNINVITED
 from privmem.nodeagent.host.memory import (
     INTERLEAVE_HIT,
     LOCAL_NODE,
@@ -139,6 +139,9 @@ def free_page(memory: Memory, pfn: int) -> None:
     """`__free_pages`: the frame is mapped nowhere and on no list. A storing device is told that the content
     is gone.
     """
+    if pfn in memory.high_order.pins:  # freed when it is unpinned
+        memory.frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_OBJECT)
+        return
     release_frames(memory, memory.nodes[memory.frames.nid_of(pfn)], np.array([pfn], dtype=np.int32))
 
 

@@ -18,6 +18,7 @@ from privmem.scheduler.mempolicy import Mempolicy
 #: Kinds of objects.
 FILE = "file"
 SHMEM = "shmem"
+HUGETLB = "hugetlb"  # behind a MAP_HUGETLB mapping; see hugetlb_map.py
 DEVICE = "device"  # memory of an open device file: pages of one node, by its owner's call
 
 #: `SHMEM_INO_BATCH`: inode numbers that a CPU reserves at a time.
@@ -107,6 +108,10 @@ class PageCache:
             self.next_batch += INO_BATCH
         self.next_ino[cpu] = ino + 1
         return self._insert(MemObject(self.next_id, SHMEM, name, nr_pages, ino))
+
+    def create_hugetlb(self, name: str, nr_pages: int) -> MemObject:
+        """What a MAP_HUGETLB mapping maps; its shared pages are entered one base page at a time."""
+        return self._insert(MemObject(self.next_id, HUGETLB, name, nr_pages, 0))
 
     def create_device(self, name: str, nr_pages: int, nid: int) -> MemObject:
         """What an open device file maps: memory of the device's node."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from privmem.nodeagent.host import huge_split, hugetlb_map
 from privmem.nodeagent.host.fault import add_mapping, handle_fault, unmap_range
 from privmem.nodeagent.host.filemap import release_all
 from privmem.nodeagent.host.layout import (
@@ -30,7 +31,7 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
 from privmem.nodeagent.host.numa_syscalls import do_migrate_pages
-from privmem.nodeagent.host.pagecache import DEVICE, SHMEM, MemObject
+from privmem.nodeagent.host.pagecache import DEVICE, HUGETLB, SHMEM, MemObject
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import cpuset
 from privmem.scheduler.cpuset import Cpuset, MemsChange
@@ -85,19 +86,25 @@ def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
     parts = task.mm.in_range(start, start + nr_pages)
     if not parts:
         return 0
+    if hugetlb_map.cuts_a_page(memory, task, start, start + nr_pages):
+        return -errno.EINVAL
     memory.lru_batches.drain(task.cpu)
     task.mm.replace_range(start, start + nr_pages, [])
     for part in parts:
         unmap_range(memory, part)
         memory.page_table.give_back(part.slot, part.nr_pages)
         if part.kind == VMA_OBJECT:
-            _unmap_object(memory, part)
+            _unmap_object(memory, task, part)
     return 0
 
 
-def _unmap_object(memory: Memory, part: Vma) -> None:
+def _unmap_object(memory: Memory, task: Task, part: Vma) -> None:
     holder = memory.page_cache.of(part.object_id)
     holder.vma_pages -= part.nr_pages
+    if holder.kind == HUGETLB:
+        hugetlb_map.unreserve(memory, task, part)
+        if holder.vma_pages == 0:
+            hugetlb_map.release(memory, holder)
     if holder.kind in (SHMEM, DEVICE) and holder.vma_pages == 0:
         release_all(memory, holder)
 
@@ -107,6 +114,8 @@ def madvise_dontneed(memory: Memory, task: Task, start: int, nr_pages: int) -> i
     not mapped.
     """
     parts = task.mm.in_range(start, start + nr_pages)
+    if hugetlb_map.cuts_a_page(memory, task, start, start + nr_pages):
+        return -errno.EINVAL
     if parts:
         memory.lru_batches.drain(task.cpu)
     for part in parts:
@@ -194,6 +203,7 @@ def _needs_copy(memory: Memory, vma: Vma) -> bool:
 def _copy_entries(memory: Memory, vma: Vma, child_slot: int) -> None:
     """`copy_present_pte` for each page: both sides lose the right to write, the child's entry is old."""
     pte = memory.page_table.pte
+    huge_split.copy_maps(memory, vma.slot, vma.nr_pages, child_slot)
     view = pte[vma.slot : vma.slot + vma.nr_pages]
     present = np.flatnonzero(view & np.uint32(PTE_PRESENT))
     if vma.private:

@@ -34,6 +34,22 @@ EVENTS = (
     "pgleak",  # ours: pages that landed on a private node that did not invite them
     "demote_compressed",  # ours: pages demoted to a compressed node
     "demote_pooled",  # ours: pages demoted to a pooled node
+    "thp_fault_alloc",
+    "thp_fault_fallback",
+    "thp_collapse_alloc",
+    "thp_collapse_alloc_failed",
+    "thp_split_page",
+    "thp_split_pmd",
+    "compact_isolated",
+    "compact_stall",
+    "compact_success",
+    "compact_fail",
+    "htlb_buddy_alloc_success",
+    "htlb_buddy_alloc_fail",
+    "cma_alloc_success",
+    "cma_alloc_fail",
+    "nr_foll_pin_acquired",
+    "nr_foll_pin_released",
     "extents_requested",
     "extents_granted",
     "extents_refused",

@@ -1,0 +1,95 @@
+"""Blocks of 2**order frames from the buddies: what huge pages ask the allocator for.
+
+Models `__alloc_pages` of Linux 6.1 for one folio of a higher order: the fast path at the low watermark, then, for
+a caller that may wait, direct compaction of each candidate node (`__alloc_pages_direct_compact`) and a try at
+min. Which nodes are candidates was decided as for single pages. Left out: reclaim for a higher order, and
+extents of a pool: a huge page never makes the host ask for one; its caller falls back to single pages, which do.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from privmem.nodeagent.host import compaction
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_UNINVITED
+from privmem.nodeagent.host.memory import Memory, Node
+from privmem.nodeagent.host.page_alloc import AllocContext, release_frames, zone_statistics
+from privmem.scheduler.isolation import Service
+
+
+def alloc_block(memory: Memory, ctx: AllocContext, order: int, compact: bool) -> int:
+    """First frame of an aligned block for `ctx`, allocated and with its origin noted, or -ENOMEM.
+
+    `compact`: the caller waits for compaction (`__GFP_DIRECT_RECLAIM`).
+    """
+    pfn = _from_zones(memory, ctx, order, "low_pages")
+    if pfn < 0 and compact and ctx.zones:
+        pfn = _after_compaction(memory, ctx, order)
+    if pfn >= 0:
+        mark_block(memory, ctx, pfn, 1 << order)
+        nid = memory.frames.nid_of(pfn)
+        zone_statistics(memory, ctx.zones[0], nid, ctx.cpu_nid, 1)
+    return pfn
+
+
+def _from_zones(memory: Memory, ctx: AllocContext, order: int, mark: str) -> int:
+    """`get_page_from_freelist` with `__zone_watermark_ok`: the block must leave the mark, and exist."""
+    for nid in ctx.zones:
+        node = memory.nodes[nid]
+        if node.spec.stores and node.store_room_pages < 1 << order:
+            continue
+        if node.free_pages - (1 << order) + 1 > getattr(node.wmark, mark):
+            pfn = alloc_from(node, order)
+            if pfn >= 0:
+                return pfn
+    return -errno.ENOMEM
+
+
+def alloc_from(node: Node, order: int) -> int:
+    """A block of one node's buddy, or -ENOMEM; whoever asked marks it."""
+    pfn = node.buddy.alloc(order) if order < node.buddy.nr_orders else -1
+    return pfn if pfn >= 0 else -errno.ENOMEM
+
+
+def _after_compaction(memory: Memory, ctx: AllocContext, order: int) -> int:
+    """`__alloc_pages_direct_compact`."""
+    memory.vmstat.add("compact_stall")
+    for nid in ctx.zones:
+        if memory.resolver.allows(Service.COMPACTION, nid):
+            compaction.compact_zone(memory, memory.nodes[nid], order)
+    pfn = _from_zones(memory, ctx, order, "min_pages")
+    memory.vmstat.add("compact_success" if pfn >= 0 else "compact_fail")
+    return pfn
+
+
+def mark_block(memory: Memory, ctx: AllocContext, first: int, nr_pages: int, flags: int = 0) -> None:
+    """Frames [first, first + nr_pages) of one node are allocated for `ctx` (`prep_new_page`, `note_origin`)."""
+    frames = memory.frames
+    nid = frames.nid_of(first)
+    span = slice(first, first + nr_pages)
+    frames.flags[span] = PG_ALLOCATED | flags
+    frames.version[span] = 0
+    frames.scan_ms[span] = 0
+    frames.reason[span] = int(ctx.reason)
+    frames.origin_nid[span] = nid
+    frames.owner[span] = ctx.owner
+    memory.vmstat.add("pgalloc", nr_pages)
+    if ctx.uninvited >> nid & 1:
+        frames.flags[span] |= np.uint16(PG_UNINVITED)
+        memory.vmstat.add("pgleak", nr_pages)
+
+
+def free_block(memory: Memory, first: int, nr_pages: int) -> None:
+    """Give back frames that are mapped nowhere and on no list."""
+    pfns = np.arange(first, first + nr_pages, dtype=np.int32)
+    release_frames(memory, memory.nodes[memory.frames.nid_of(first)], pfns)
+
+
+def free_unused_block(memory: Memory, first: int, nr_pages: int) -> None:
+    """Give back a block that nothing was put into: a storing device never heard of it."""
+    memory.frames.flags[first : first + nr_pages] = 0
+    pfns = np.arange(first, first + nr_pages, dtype=np.int32)
+    memory.nodes[memory.frames.nid_of(first)].buddy.free_bulk(pfns)
+    memory.vmstat.add("pgfree", nr_pages)

@@ -1,0 +1,169 @@
+"""Pinned pages: `pin_user_pages` for devices that reach a page by its frame, so that it must not move.
+
+Models `pin_user_pages` with FOLL_LONGTERM of Linux 6.1: each page is faulted in and made the task's own; one that
+may not be pinned where it is (movable zone, CMA area, a private node without the right) is moved first, and where
+that is not allowed or fails the call says -ENOMEM and pins nothing (`check_and_migrate_movable_pages`). A pinned
+page is held (PG_HELD): it does not move, is not reclaimed, and stays allocated when its last mapping goes, until
+it is unpinned. Unlike in Linux it is on no LRU list meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from privmem.nodeagent.host.fault import handle_fault
+from privmem.nodeagent.host.layout import (
+    PG_HELD,
+    PG_LRU,
+    PG_UNEVICTABLE,
+    PTE_PFN_SHIFT,
+    PTE_PRESENT,
+    PTE_PROTNONE,
+    PTE_WRITABLE,
+)
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.migrate import move_to_frames
+from privmem.nodeagent.host.page_alloc import alloc_page, free_page, free_unused_page
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import Reason
+from privmem.scheduler.isolation import Service
+from privmem.scheduler.zonelist import AllocRequest
+
+
+def pin_user_pages(
+    memory: Memory, task: Task, start: int, nr_pages: int, write: bool = True, longterm: bool = True
+) -> int:
+    """Pin pages [start, start + nr_pages). `nr_pages`, or a negative errno with nothing pinned: -EFAULT where
+    nothing may be mapped, -ENOMEM for a page that may not be pinned where it is and cannot leave.
+    """
+    if nr_pages <= 0:
+        return -errno.EINVAL
+    pinned: list[int] = []
+    for vpn in range(start, start + nr_pages):
+        pfn = _own_page(memory, task, vpn, write)
+        if pfn >= 0 and longterm:
+            pfn = _pinnable(memory, task, pfn)
+        if pfn < 0:
+            for done in reversed(pinned):
+                _unpin(memory, done)
+            return -errno.EFAULT if pfn == -errno.ENXIO else pfn
+        _pin(memory, pfn)
+        pinned.append(pfn)
+    memory.high_order.pins_of.setdefault(task.pid, []).extend(pinned)
+    memory.vmstat.add("nr_foll_pin_acquired", nr_pages)
+    return nr_pages
+
+
+def unpin_user_pages(memory: Memory, task: Task, start: int | None = None, nr_pages: int = 0) -> int:
+    """Undo pins of the task: the last ones of these pages as they are mapped now, or all. How many were undone."""
+    held = memory.high_order.pins_of.get(task.pid, [])
+    if start is None:
+        chosen = list(held)
+    else:
+        mapped = [_entry(memory, task, vpn) >> PTE_PFN_SHIFT for vpn in range(start, start + nr_pages)]
+        chosen = [pfn for pfn in mapped if pfn in held]
+    for pfn in chosen:
+        held.remove(pfn)
+        _unpin(memory, pfn)
+    if not held:
+        memory.high_order.pins_of.pop(task.pid, None)
+    memory.vmstat.add("nr_foll_pin_released", len(chosen))
+    return len(chosen)
+
+
+def is_pinned(memory: Memory, pfn: int) -> bool:
+    """`folio_maybe_dma_pinned`, exactly."""
+    return pfn in memory.high_order.pins
+
+
+def _entry(memory: Memory, task: Task, vpn: int) -> int:
+    vma = task.mm.find(vpn)
+    return int(memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
+
+
+def _own_page(memory: Memory, task: Task, vpn: int, write: bool) -> int:
+    """Fault a page in as its later user will find it, or a negative errno. An anonymous page that others map too
+    is unshared first, also for reading (`gup_must_unshare`).
+    """
+    fails = memory.vmstat.count["pgpromote_fence_fail"]
+    while True:
+        vma = task.mm.find(vpn)
+        if vma is None or (write and not vma.writable):
+            return -errno.EFAULT
+        entry = int(memory.page_table.pte[vma.slot_of(vpn)])
+        pfn = entry >> PTE_PFN_SHIFT
+        ready = bool(entry & PTE_PRESENT) and not entry & PTE_PROTNONE
+        alone = ready and (memory.is_object_page(pfn) or memory.mapped_once(pfn) or not vma.writable)
+        if ready and alone and (entry & PTE_WRITABLE or not write):
+            return pfn
+        took = handle_fault(memory, task, vpn, is_write=write or (ready and not alone))
+        if took < 0:
+            return took
+        if memory.vmstat.count["pgpromote_fence_fail"] > fails:
+            return -errno.ENOMEM
+
+
+def _pinnable(memory: Memory, task: Task, pfn: int) -> int:
+    """`is_longterm_pinnable_page`, and what follows if not: the frame in which the page is then, or -ENOMEM."""
+    nid = memory.frames.nid_of(pfn)
+    allows = memory.resolver.allows
+    if nodemask.has(memory.topology.private, nid):
+        if allows(Service.LONGTERM_PIN, nid):
+            return pfn
+        return _move_off(memory, task, pfn) if allows(Service.PIN_MIGRATE, nid) else -errno.ENOMEM
+    if nodemask.has(memory.topology.normal_zone, nid) and not _in_cma(memory, pfn):
+        return pfn
+    return _move_off(memory, task, pfn)
+
+
+def _in_cma(memory: Memory, pfn: int) -> bool:
+    return any(area.first <= pfn < area.first + area.nr_pages for area in memory.high_order.cma)
+
+
+def _move_off(memory: Memory, task: Task, pfn: int) -> int:
+    """`migrate_longterm_unpinnable_pages`: unmovable memory near where the page is; the new frame or -ENOMEM."""
+    if not memory.frames.flags[pfn] & PG_LRU:
+        return -errno.ENOMEM
+    request = AllocRequest(memory.frames.nid_of(pfn), None, Reason.USER_MOVE, movable=False)
+    memory.lru_del(pfn)
+    try:
+        new = (
+            alloc_page(memory, task.context_of(request)) if task.context_of(request).zones else -errno.ENOMEM
+        )
+    finally:
+        memory.lru_add(pfn)
+    if new < 0:
+        return new
+    if _in_cma(memory, new):
+        free_unused_page(memory, new)
+        return -errno.ENOMEM
+    memory.lru_del(pfn)
+    pair = np.array([pfn, new], dtype=np.int32)
+    move_to_frames(memory, pair[:1], pair[1:], Reason.USER_MOVE)
+    return new
+
+
+def _pin(memory: Memory, pfn: int) -> None:
+    pins = memory.high_order.pins
+    if pfn not in pins and memory.frames.flags[pfn] & PG_LRU:
+        memory.lru_del(pfn)
+    if pfn not in pins:
+        memory.frames.flags[pfn] |= np.uint16(PG_HELD)
+    pins[pfn] = pins.get(pfn, 0) + 1
+
+
+def _unpin(memory: Memory, pfn: int) -> None:
+    pins = memory.high_order.pins
+    pins[pfn] -= 1
+    if pins[pfn]:
+        return
+    del pins[pfn]
+    frames = memory.frames
+    frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_HELD)
+    if int(frames.rmap[pfn]) == 0 and not memory.is_object_page(pfn):
+        free_page(memory, pfn)
+    elif not frames.flags[pfn] & PG_UNEVICTABLE:
+        memory.lru_add(pfn)
