@@ -5,15 +5,21 @@ What it is made of is in docs/oracle.md. Each method returns what stands after t
 
 from __future__ import annotations
 
+import errno
+import signal
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from privmem.cluster.errors import PrivmemError
 from privmem.cluster.oracle.ops import FILE_PAGES, REGION_PAGES, Op
+from privmem.cluster.oracle.recording import SETTINGS, Program
 from privmem.nodeagent.host import filemap, numa_syscalls, syscalls
+from privmem.nodeagent.host.fault import FAULT_SIGBUS
+from privmem.nodeagent.host.layout import PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.task import Task
-from privmem.scheduler import nodemask
+from privmem.scheduler import mempolicy, nodemask
+from privmem.scheduler.abi import Mpol
 from privmem.scheduler.cpuset import Cpuset
 from privmem.scheduler.topology import HostTopology, NodeTopology
 
@@ -23,6 +29,11 @@ _ALL_MEMS = 0b1111
 _NODES_WITH_CPU = 2
 _FIRST_VPN = 0x1000_0000_0000 >> 12
 _MADV_DONTNEED = 4
+#: The kernel whose rules the emulator follows.
+_VERSION = "6.1"
+_SIGNALS = {0: 0, FAULT_SIGBUS: int(signal.SIGBUS), -errno.EFAULT: int(signal.SIGSEGV)}
+#: Ops whose name is not that of their method, which Python or another op has taken.
+_METHODS = {"try": "access", "moves": "move"}
 
 
 class NotEmulated(PrivmemError):
@@ -66,6 +77,16 @@ def vpn_of(region: int, offset: int = 0) -> int:
     return _FIRST_VPN + region * REGION_PAGES + offset
 
 
+def check_emulated(program: Program) -> None:
+    """Raises NotEmulated for a program of a kernel or a machine that the emulator cannot be."""
+    version = program.kernel.split(".")[:2]
+    if version != _VERSION.split("."):
+        raise NotEmulated(f"Linux {program.kernel}; this emulator is Linux {_VERSION}")
+    for name, value in program.machine.items():
+        if value != SETTINGS[name]:
+            raise NotEmulated(f"a machine with {name} {value}")
+
+
 class Machine:
     """The machine with one fresh task. `first_inodes`: by CPU, the number of the next shared mapping's inode."""
 
@@ -76,11 +97,17 @@ class Machine:
         self.group = Cpuset(_ALL_MEMS, _ALL_MEMS)
         cache = self.memory.page_cache
         cache.next_ino.update(first_inodes or {})
+        #: The child of `hold`, and those that `fill` nodes.
+        self.held: Task | None = None
+        self.fillers: list[Task] = []
         self.files = [cache.create_file(f"f{n}", pages) for n, pages in enumerate(FILE_PAGES)]
 
     def run(self, op: Op) -> str:
         """Do one op; its result line. Raises NotEmulated."""
-        return f"{op.name} {getattr(self, op.name)(*op.args)}"
+        method = getattr(self, _METHODS.get(op.name, op.name), None)
+        if method is None:
+            raise NotEmulated(f"the op {op.name}")
+        return f"{op.name} {method(*op.args)}"
 
     # -- the task and its address space
 
@@ -110,8 +137,6 @@ class Machine:
         syscalls.exit_task(self.memory, child)
         return f"{error} | child where {found}"
 
-    # -- policies, and moving pages
-
     def setpol(self, mode: int, nodes: int) -> int:
         return numa_syscalls.set_mempolicy(self.task, mode, nodes)
 
@@ -119,16 +144,50 @@ class Machine:
         start = vpn_of(region, offset)
         return numa_syscalls.mbind(self.memory, self.task, start, pages, mode, nodes, flags)
 
+    def access(self, region: int, offset: int, pages: int, how: str) -> str:
+        """Each page, whatever became of the one before: 0, or the signal."""
+        errors = [self.touch(region, at, 1, how) for at in range(offset, offset + pages)]
+        return run_lengths(_SIGNALS.get(error, error) for error in errors)
+
+    def ptes(self, region: int, offset: int, pages: int) -> str:
+        """Entries of the page table: 1 where there is a page."""
+        found = []
+        for vpn in range(vpn_of(region, offset), vpn_of(region, offset + pages)):
+            vma = self.task.mm.find(vpn)
+            entry = int(self.memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
+            found.append(int(bool(entry & PTE_PRESENT)))
+        return run_lengths(found)
+
+    def hold(self) -> int:
+        self.held = syscalls.fork(self.memory, self.task, 3)
+        return 0
+
+    def release(self) -> int:
+        if self.held is not None:
+            syscalls.exit_task(self.memory, self.held)
+        self.held = None
+        return 0
+
+    # -- policies, and moving pages
+
     def where(self, region: int, offset: int, pages: int) -> str:
         return self._where(self.task, region, offset, pages)
 
     def _where(self, task: Task, region: int, offset: int, pages: int) -> str:
         return f"0 {run_lengths(numa_syscalls.query_range(self.memory, task, vpn_of(region, offset), pages))}"
 
-    def move(self, region: int, offset: int, pages: int, node: int, flags: int) -> str:
+    def order(self, region: int, offset: int, pages: int) -> str:
+        """Nodes of the pages in order of their first appearance."""
+        found = numa_syscalls.query_range(self.memory, self.task, vpn_of(region, offset), pages)
+        nodes = dict.fromkeys(nid for nid in found if nid >= 0)
+        return f"0 {','.join(map(str, nodes)) or '-'}"
+
+    def move(self, region: int, offset: int, pages: int, nodes: int | tuple[int, ...], flags: int) -> str:
         start = vpn_of(region, offset)
+        turns = (nodes,) if isinstance(nodes, int) else nodes
+        targets = [turns[at % len(turns)] for at in range(pages)]
         vpns = list(range(start, start + pages))
-        error, status = numa_syscalls.move_pages(self.memory, self.task, vpns, [node] * pages, flags)
+        error, status = numa_syscalls.move_pages(self.memory, self.task, vpns, targets, flags)
         return f"{error} {run_lengths(status)}"
 
     def migrate(self, old: int, new: int) -> int:
@@ -142,6 +201,13 @@ class Machine:
         return _policy_line(
             numa_syscalls.get_mempolicy(self.memory, self.task, vpn_of(region, offset), flags)
         )
+
+    def query(self, flags: int) -> str:
+        return _policy_line(numa_syscalls.get_mempolicy(self.memory, self.task, None, flags))
+
+    def queryat(self, flags: int, region: int, offset: int) -> str:
+        vpn = vpn_of(region, offset)
+        return _policy_line(numa_syscalls.get_mempolicy(self.memory, self.task, vpn, flags))
 
     def allowed(self) -> str:
         flags = numa_syscalls.MPOL_F_MEMS_ALLOWED
@@ -171,9 +237,43 @@ class Machine:
         hard = count["pgmajfault"] - hard_before
         return f"{count['pgfault'] - before - hard} {hard}"
 
+    def cached(self, file: int, offset: int, pages: int) -> str:
+        """The node of each page of a file; -2 where it is not cached."""
+        frames = self.files[file].pages
+        node_of = self.memory.frames.nid_of
+        indexes = range(offset, offset + pages)
+        return run_lengths(node_of(frames[at]) if at in frames else -errno.ENOENT for at in indexes)
+
+    def incore(self, file: int, offset: int, pages: int) -> str:
+        return run_lengths(int(at in self.files[file].pages) for at in range(offset, offset + pages))
+
+    def sync(self) -> int:
+        filemap.sync(self.memory)
+        return 0
+
     def drop(self) -> int:
         filemap.sync(self.memory)
         filemap.drop_caches(self.memory, self.task.cpu)
+        return 0
+
+    # -- pressure
+
+    def fill(self, nid: int, left: int) -> int:
+        """Another task takes memory of a node until so many pages are free above the high watermark."""
+        node, filler = self.memory.nodes[nid], Task(10 + len(self.fillers), 0, self.memory.resolver)
+        self.fillers.append(filler)
+        _, filler.policy = mempolicy.new_policy(
+            Mpol.BIND, 1 << nid, filler.mems_allowed, self.memory.resolver.policy_nodes
+        )
+        pages = node.free_pages - node.wmark.high_pages - left
+        if pages > 0:
+            syscalls.mmap_anon(self.memory, filler, 0, pages)
+            syscalls.touch(self.memory, filler, 0, pages, True)
+        return 0
+
+    def unfill(self) -> int:
+        while self.fillers:
+            syscalls.exit_task(self.memory, self.fillers.pop())
         return 0
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from privmem.scheduler import nodemask
 
 #: Regions lie this far apart, and the recorder makes so many of them at most.
 REGION_PAGES = 0x4000_0000 >> 12
 NR_REGIONS = 64
-#: Sizes of the files f0, f1 and f2 of the recorded machine.
-FILE_PAGES = (64, 32, 128)
+#: Sizes of the files f0 to f3 of the recorded machine.
+FILE_PAGES = (64, 32, 128, 2048)
+NR_NODES = 4
 NR_CPUS = 2
 
-Value = int | str
+Value = Any  # int, str or tuple[int, ...], as the table says
 Parse = Callable[[str], Value]
 
 
@@ -48,6 +50,14 @@ def _within(limit: int) -> Parse:
     return parse
 
 
+def _int_list(text: str) -> tuple[int, ...]:
+    return tuple(_integer(word) for word in text.split(","))
+
+
+def _word(text: str) -> str:
+    return text
+
+
 def _one_of(*words: str) -> Parse:
     def parse(text: str) -> str:
         if text not in words:
@@ -63,6 +73,8 @@ _PAGES = ("pages", _within(REGION_PAGES + 1))
 _RANGE = (_REGION, _OFFSET, _PAGES)
 _FILE = ("file", _within(len(FILE_PAGES)))
 _NODES = ("nodes", nodemask.parse)
+_NODE = ("node", _within(NR_NODES))
+_HOW = ("how", _one_of("r", "w"))
 _FLAGS = ("flags", _integer)
 _MODE = ("mode", _integer)
 
@@ -73,7 +85,7 @@ OPS: dict[str, tuple[tuple[str, Parse], ...]] = {
     "munmap": _RANGE,
     "setpol": (_MODE, _NODES),
     "mbind": (*_RANGE, _MODE, _NODES, _FLAGS),
-    "touch": (*_RANGE, ("how", _one_of("r", "w"))),
+    "touch": (*_RANGE, _HOW),
     "where": _RANGE,
     "move": (*_RANGE, ("node", _integer), _FLAGS),
     "migrate": (("from", nodemask.parse), ("to", nodemask.parse)),
@@ -84,9 +96,35 @@ OPS: dict[str, tuple[tuple[str, Parse], ...]] = {
     "forkwrite": _RANGE,
     "fmap": (_REGION, _FILE, _PAGES, ("kind", _one_of("fs", "fp"))),
     "fread": (_FILE, _OFFSET, _PAGES),
-    "faults": (*_RANGE, ("how", _one_of("r", "w"))),
+    "faults": (*_RANGE, _HOW),
     "drop": (),
     "cpuset": (_NODES,),
+    # what the first recordings do not touch
+    "try": (*_RANGE, _HOW),
+    "ptes": _RANGE,
+    "order": _RANGE,
+    "moves": (*_RANGE, ("nodes", _int_list), _FLAGS),
+    "query": (_FLAGS,),
+    "queryat": (_FLAGS, _REGION, _OFFSET),
+    "homenode": (*_RANGE, ("node", _integer), _FLAGS),
+    "hold": (),
+    "release": (),
+    "protect": (*_RANGE, ("rights", _one_of("-", "r", "w", "rw"))),
+    "mlock": (*_RANGE, _FLAGS),
+    "munlock": _RANGE,
+    "freadv": (_FILE, _OFFSET, _PAGES),
+    "fwrite": (_FILE, _OFFSET, _PAGES),
+    "fadvise": (_FILE, _OFFSET, _PAGES, ("advice", _integer)),
+    "incore": (_FILE, _OFFSET, _PAGES),
+    "cached": (_FILE, _OFFSET, _PAGES),
+    "sync": (),
+    "fill": (_NODE, ("left", _within(REGION_PAGES))),
+    "unfill": (),
+    "free": (_NODE,),
+    "delta": (("counter", _word),),
+    "demotion": (("switch", _one_of("on", "off")),),
+    "reclaim": (_PAGES,),
+    "weight": (_NODE, ("weight", _integer)),
 }
 
 

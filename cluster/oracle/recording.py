@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ from privmem.cluster.oracle.ops import Op, parse_op
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _FIELDS = ("name", "kernel", "ops", "results")
+#: Settings of `machine`: the type of each, and what it is on the machine of the first recordings.
+SETTINGS: dict[str, int | bool | str] = {
+    "read_ahead_kb": 0,
+    "fault_around_bytes": 4096,
+    "swap": "none",
+    "page_cluster": 0,
+    "slow_nodes": 0,
+    "demotion_enabled": False,
+}
 #: Mistakes that one message lists.
 _PROBLEMS_MAX = 20
 
@@ -32,6 +42,8 @@ class Program:
     kernel: str  # version, such as 6.1.176
     ops: tuple[Op, ...]
     results: tuple[str, ...]
+    #: Settings of the machine that are not the usual ones.
+    machine: Mapping[str, int | bool | str]
 
 
 def read_recording(path: Path) -> list[Program]:
@@ -75,8 +87,9 @@ def _program(path: Path, number: int, line: str) -> Program:
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object with {', '.join(_FIELDS)}, found {_kind(fields)}")
     problems = [f"{key}: missing" for key in _FIELDS if key not in fields]
+    allowed = (*_FIELDS, "machine")
     problems += [
-        f"{key}: no such field; allowed: {', '.join(_FIELDS)}" for key in fields if key not in _FIELDS
+        f"{key}: no such field; allowed: {', '.join(allowed)}" for key in fields if key not in allowed
     ]
     for key in ("name", "kernel"):
         if key in fields and not isinstance(fields[key], str):
@@ -84,6 +97,7 @@ def _program(path: Path, number: int, line: str) -> Program:
     for key in ("ops", "results"):
         if key in fields:
             problems += _check_strings(key, fields[key])
+    problems += _check_machine(fields.get("machine", {}))
     if problems:
         raise ValueError("\n".join(problems))
     if len(fields["ops"]) != len(fields["results"]):
@@ -98,7 +112,21 @@ def _program(path: Path, number: int, line: str) -> Program:
             problems.append(f"ops[{at}]: program {fields['name']}: {error}")
     if problems:
         raise ValueError("\n".join(problems))
-    return Program(str(path), number, fields["name"], fields["kernel"], tuple(ops), tuple(fields["results"]))
+    ops_of, results = tuple(ops), tuple(fields["results"])
+    machine = fields.get("machine", {})
+    return Program(str(path), number, fields["name"], fields["kernel"], ops_of, results, machine)
+
+
+def _check_machine(machine: Any) -> list[str]:
+    if not isinstance(machine, dict):
+        return [f"machine: expected an object, found {_kind(machine)}"]
+    problems = []
+    for key, value in machine.items():
+        if key not in SETTINGS:
+            problems.append(f"machine.{key}: no such setting; allowed: {', '.join(SETTINGS)}")
+        elif type(value) is not type(SETTINGS[key]):
+            problems.append(f"machine.{key}: expected {_kind(SETTINGS[key])}, found {_kind(value)}")
+    return problems
 
 
 def _check_strings(key: str, value: Any) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from privmem.cluster.oracle.machine import Machine, NotEmulated
+from privmem.cluster.oracle.machine import Machine, NotEmulated, check_emulated
 from privmem.cluster.oracle.ops import Op
 from privmem.cluster.oracle.recording import Program
 from privmem.nodeagent.host.audit import validate_memory
@@ -57,6 +57,10 @@ def replay(program: Program, validate: bool = False) -> Verdict:
     If none does, the verdict is that of the value which goes furthest. `validate` recounts all state of the
     machine after the program, and raises InvariantError.
     """
+    try:
+        check_emulated(program)
+    except NotEmulated as error:
+        return Verdict(program, refused=f"not emulated: {error}")
     furthest: Verdict | None = None
     for inodes in _candidates(program):
         verdict = _replay_with(program, inodes, validate)

@@ -12,7 +12,7 @@ import pytest
 from privmem.cluster import cli
 from privmem.cluster.errors import InvariantError, TraceError
 from privmem.cluster.oracle import replay as replay_module
-from privmem.cluster.oracle.machine import Machine
+from privmem.cluster.oracle.machine import _METHODS, Machine
 from privmem.cluster.oracle.ops import OPS, parse_op
 from privmem.cluster.oracle.recording import read_recording
 from privmem.cluster.oracle.replay import Disagreement, Verdict, replay
@@ -42,8 +42,35 @@ RIGHT = [*TOUCHED, ("where 0 0 4", "where 0 1*3,-14*1")]
 WRONG = [*TOUCHED, ("where 0 0 4", "where 0 1*4"), ("getpol", "getpol 7 7 7")]
 
 
-def test_every_op_has_a_method() -> None:
-    assert [name for name in OPS if not callable(getattr(Machine, name, None))] == []
+#: Ops that the emulator cannot do yet: strict, so that who brings one takes it off this list.
+NOT_EMULATED = [
+    *("homenode", "protect", "mlock", "munlock", "freadv", "fwrite", "fadvise"),
+    *("free", "delta", "demotion", "reclaim", "weight"),
+]
+
+
+def test_every_other_op_has_a_method() -> None:
+    names = [name for name in OPS if not callable(getattr(Machine, _METHODS.get(name, name), None))]
+    assert names == NOT_EMULATED
+
+
+@pytest.mark.parametrize("op", ["mlock 0 0 4 0", "weight 0 3"])
+def test_an_op_without_a_method_is_told(tmp_path: Path, op: str) -> None:
+    assert verdict_of(tmp_path, (op, "")).refused == f"ops[0]: {op!r}: not emulated: the op {op.split()[0]}"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "refused"),
+    [
+        ({"kernel": "6.12.117"}, "not emulated: Linux 6.12.117; this emulator is Linux 6.1"),
+        ({"machine": {"read_ahead_kb": 128}}, "not emulated: a machine with read_ahead_kb 128"),
+        ({"machine": {"read_ahead_kb": 0, "slow_nodes": 0}}, ""),
+    ],
+)
+def test_other_machines(tmp_path: Path, pairs: dict[str, Any], refused: str) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(line(ops=["cpu 0"], results=["cpu 0"], **pairs))
+    assert [replay(program).refused for program in read_recording(file)] == [refused]
 
 
 @pytest.mark.parametrize("pack", [False, True], ids=["plain", "gzip"])
@@ -164,7 +191,8 @@ def test_validate_recounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("where 0 0 x", "'where 0 0 x': pages: found 'x'; allowed: an integer"),
         ("mmap 0 4 ps", "'mmap 0 4 ps': kind: found 'ps'; allowed: pa, sa"),
         ("setpol 3 0;1", "'setpol 3 0;1': nodes: '0;1' is not a node list such as 0,2-4"),
-        ("fread 3 0 1", "'fread 3 0 1': file: found 3; allowed: 0 to 2"),
+        ("fread 4 0 1", "'fread 4 0 1': file: found 4; allowed: 0 to 3"),
+        ("moves 0 0 4 1,x 2", "'moves 0 0 4 1,x 2': nodes: found 'x'; allowed: an integer"),
         ("frobnicate", f"'frobnicate': no such op; allowed: {', '.join(OPS)}"),
         ("", f"'': no such op; allowed: {', '.join(OPS)}"),
     ],
@@ -189,7 +217,19 @@ def test_ops_are_typed() -> None:
         (line(ops=["drop", 7], results=["drop 0", "x"]), ["ops[1]: expected a string, found a number"]),
         (line(ops="drop", results=[]), ["ops: expected a list of strings, found a string"]),
         (line(kernel=6.1, ops=[], results=[]), ["kernel: expected a string, found a number"]),  # type: ignore[arg-type]
-        (line(ops=[], results=[], cpus=2), ["cpus: no such field; allowed: name, kernel, ops, results"]),
+        (
+            line(ops=[], results=[], cpus=2),
+            ["cpus: no such field; allowed: name, kernel, ops, results, machine"],
+        ),
+        (line(ops=[], results=[], machine=[]), ["machine: expected an object, found a list"]),
+        (
+            line(ops=[], results=[], machine={"swap": 1, "cpus": 2}),
+            [
+                "machine.swap: expected a string, found a number",
+                "machine.cpus: no such setting; allowed: read_ahead_kb, fault_around_bytes, swap, page_cluster, "
+                "slow_nodes, demotion_enabled",
+            ],
+        ),
         (
             line("x7", ops=["cpu 0", "cpu 9"], results=["", ""]),
             ["ops[1]: program x7: 'cpu 9': cpu: found 9; allowed: 0 to 1"],
@@ -259,4 +299,35 @@ def test_a_shared_policy_that_no_node_of_the_cpuset_is_in(tmp_path: Path) -> Non
     """As recorded: a cpuset rebinds no policy of an object, and PREFERRED_MANY falls back to any node."""
     pairs = [("cpu 0", "cpu 0"), ("mmap 2 64 sa", "mmap 0"), ("mbind 2 26 4 5 1,2 0", "mbind 0")]
     pairs += [("cpuset 0", "cpuset 0"), ("touch 2 0 64 w", "touch 0"), ("where 2 0 64", "where 0 0*64")]
+    assert verdict_of(tmp_path, *pairs).disagreement is None
+
+
+def test_ops_that_look(tmp_path: Path) -> None:
+    """Answers as recorded, of ops that change nothing."""
+    pairs = [*TOUCHED, ("ptes 0 0 4", "ptes 1*3,0*1"), ("try 0 2 4 w", "try 0*2,11*2")]
+    pairs += [("order 0 0 4", "order 0 1"), ("query 1", "query -22 0 -"), ("queryat 3 0 1", "queryat 0 1 -")]
+    pairs += [("moves 0 0 4 0,9,1 2", "moves -19 0*1,-999*3")]
+    pairs += [("drop", "drop 0"), ("fread 0 2 2", "fread 2"), ("incore 0 0 8", "incore 0*2,1*2,0*4")]
+    pairs += [
+        ("cached 0 0 8", "cached -2*2,1*2,-2*4"),
+        ("fmap 1 1 40 fs", "fmap 0"),
+        ("try 1 31 2 r", "try 0*1,7*1"),
+    ]
+    assert verdict_of(tmp_path, *pairs).disagreement is None
+
+
+def test_a_held_page_is_not_moved(tmp_path: Path) -> None:
+    pairs = [*TOUCHED, ("hold", "hold 0"), ("move 0 0 3 2 2", "move 0 -13*3")]
+    pairs += [("release", "release 0"), ("move 0 0 3 2 2", "move 0 2*3")]
+    assert verdict_of(tmp_path, *pairs).disagreement is None
+
+
+def test_filled_nodes_are_passed_over(tmp_path: Path) -> None:
+    pairs = [
+        ("cpu 0", "cpu 0"),
+        ("fill 0 512", "fill 0"),
+        ("fill 1 512", "fill 0"),
+        ("mmap 0 3000 pa", "mmap 0"),
+    ]
+    pairs += [("touch 0 0 3000 w", "touch 0"), ("order 0 0 3000", "order 0 0,1,2"), ("unfill", "unfill 0")]
     assert verdict_of(tmp_path, *pairs).disagreement is None
