@@ -60,11 +60,11 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
 
 def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool) -> int:
     if vma.kind != VMA_ANON:
+    if vma.slot_of(vpn) in memory.high_order.poison_slots:
+        return FAULT_SIGBUS
         from privmem.nodeagent.host import filemap  # both need each other, as in the kernel
 
         return filemap.object_fault(memory, task, vma, vpn, is_write)
-    if vma.slot_of(vpn) in memory.high_order.poison_slots:
-        return FAULT_SIGBUS
     took = thp.fault(memory, task, vma, vpn, is_write)
     if took:
         return took
@@ -177,12 +177,14 @@ def drop_if_unused(memory: Memory, pfn: int) -> None:
         free_page(memory, pfn)
 
 
-def unmap_range(memory: Memory, vma: Vma) -> None:
-    """`zap_page_range`: empty every entry of a VMA (or a part that `Vma.cut` gave)."""
+def unmap_range(memory: Memory, vma: Vma, cpu: int = 0) -> None:
+    """`zap_page_range` on a CPU: empty every entry of a VMA (or a part that `Vma.cut` gave). That a page of an
+    object was used through its entry stays known.
+    """
+    huge_split.zap(memory, vma.slot, vma.nr_pages)
     if hugetlb_map.is_hugetlb(memory, vma):
         hugetlb_map.unmap(memory, vma)
         return
-    huge_split.zap(memory, vma.slot, vma.nr_pages)
     pte = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
     for offset in np.flatnonzero(pte & np.uint32(PTE_PRESENT)).tolist():
         pfn = remove_mapping(memory, vma.slot + offset)

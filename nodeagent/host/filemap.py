@@ -51,6 +51,8 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         return FAULT_SIGBUS
     cached = index in holder.pages
     pfn = holder.pages[index] if cached else fill(memory, task, holder, index)
+    if cached and holder.pages[index] in memory.high_order.poisoned:
+        return FAULT_SIGBUS
     if pfn < 0:
         return pfn
     if not cached and holder.kind == FILE:
@@ -190,6 +192,7 @@ def drop_caches(memory: Memory, cpu: int | None = None) -> int:
                 release(memory, holder, index)
                 dropped += 1
     return dropped
+            used |= pfn in memory.high_order.pins
 
 
 def release(memory: Memory, holder: MemObject, index: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from privmem.nodeagent.host import hugetlb
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_LRU
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import move_to_frames
@@ -199,6 +200,9 @@ class Hotplug:
         node = memory.nodes[nid]
         first = node.start_pfn + part.start
         pfns = np.arange(first, first + part.nr_pages, dtype=np.int32)
+        error = hugetlb.dissolve_free_pages(memory, first, part.nr_pages)
+        if error:
+            return error
         flags = memory.frames.flags[pfns]
         residents = pfns[flags & PG_ALLOCATED != 0]
         if len(residents):

@@ -24,7 +24,12 @@ def split(memory: Memory, slot: int, nr_pages: int = 1) -> None:
 
 
 def zap(memory: Memory, slot: int, nr_pages: int) -> None:
-    """`zap_huge_pmd`: all pages of these slots go; a mapping that also has others is split first."""
+    """`zap_huge_pmd`: all pages of these slots go, and entries that remember lost ones; a huge mapping that also
+    has other pages is split first.
+    """
+    poison = memory.high_order.poison_slots
+    for bad in [s for s in poison if slot <= s < slot + nr_pages]:
+        del poison[bad]
     split(memory, slot, nr_pages)
     maps = memory.high_order.huge_maps
     for first in maps.overlapping(slot, nr_pages) if len(maps) else ():
@@ -49,7 +54,12 @@ def split_frames(memory: Memory, pfns: np.ndarray) -> None:
 
 
 def copy_maps(memory: Memory, slot: int, nr_pages: int, new_slot: int) -> None:
-    """`copy_huge_pmd` at fork: the child maps as one what the parent maps as one; a border splits both."""
+    """`copy_huge_pmd` at fork: the child maps as one what the parent maps as one; a border splits both. Entries
+    that remember a lost page are copied too.
+    """
+    poison = memory.high_order.poison_slots
+    for bad in [s for s in poison if slot <= s < slot + nr_pages]:
+        poison[new_slot + bad - slot] = poison[bad]
     split(memory, slot, nr_pages)
     maps = memory.high_order.huge_maps
     for first in maps.overlapping(slot, nr_pages) if len(maps) else ():

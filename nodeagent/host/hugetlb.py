@@ -16,7 +16,7 @@ import numpy as np
 from privmem.nodeagent.host import contig
 from privmem.nodeagent.host.blocks import alloc_block, free_block
 from privmem.nodeagent.host.high_order import HugePool
-from privmem.nodeagent.host.layout import PG_HELD
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.page_alloc import AllocContext
 from privmem.scheduler import nodemask
@@ -184,11 +184,40 @@ def take_page(pool: HugePool, zones: tuple[int, ...]) -> int:
 
 
 def return_page(memory: Memory, pool: HugePool, head: int) -> None:
-    """`free_huge_page`: back to the pool, or, when the node has surplus pages, to the buddy."""
+    """`free_huge_page`: back to the pool, or, when the node has surplus pages, to the buddy. A page of which any
+    part is pinned comes back with its last pin.
+    """
+    if any(head <= pfn < head + pool.nr_pages for pfn in memory.high_order.pins):
+        return
     nid = memory.frames.nid_of(head)
+    flags = memory.frames.flags
+    flags[head : head + pool.nr_pages] &= np.uint16(PG_ALLOCATED | PG_HELD | PG_UNINVITED)
     if pool.surplus.get(nid, 0):
         pool.add(pool.surplus, nid, -1)
         pool.add(pool.nr, nid, -1)
         _give_back(memory, pool, nid, head)
     else:
         pool.free.setdefault(nid, []).append(head)
+
+
+def dissolve_free_page(memory: Memory, pool: HugePool, head: int) -> bool:
+    """`dissolve_free_huge_page`: a free page that nobody was promised leaves the pool; whether it did."""
+    nid = memory.frames.nid_of(head)
+    heads = pool.free.get(nid, [])
+    if head not in heads or pool.total_free <= pool.reserved:
+        return False
+    heads.remove(head)
+    pool.add(pool.nr, nid, -1)
+    _give_back(memory, pool, nid, head)
+    return True
+
+
+def dissolve_free_pages(memory: Memory, first: int, nr_pages: int) -> int:
+    """`dissolve_free_huge_pages` before a range goes offline: 0, or -EBUSY when one is promised."""
+    for pool in memory.high_order.pools.values():
+        heads = [head for nid in sorted(pool.free) for head in pool.free[nid]]
+        for head in heads:
+            inside = first < head + pool.nr_pages and head < first + nr_pages
+            if inside and not dissolve_free_page(memory, pool, head):
+                return -errno.EBUSY
+    return 0

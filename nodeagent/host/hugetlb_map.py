@@ -17,6 +17,8 @@ from privmem.nodeagent.host.costs import FAULT_NS, HUGE_CLEAR_NS, WP_FAULT_NS
 from privmem.nodeagent.host.high_order import HPAGE_PAGES, Reservation
 from privmem.nodeagent.host.hugetlb import pool_of, return_page, take_page
 from privmem.nodeagent.host.layout import (
+    PG_ALLOCATED,
+    PG_HELD,
     PG_OBJECT,
     PTE_ACCESSED,
     PTE_DIRTY,
@@ -221,3 +223,26 @@ def release(memory: Memory, holder: MemObject) -> None:
             pool_of(memory).reserved -= len(r.indices)
     high_order.reservations = [r for r in high_order.reservations if r.object_id != holder.object_id]
     memory.page_cache.forget(holder.object_id)
+
+
+def lose_page(memory: Memory, head: int) -> None:
+    """A page in use had a hardware error: its object forgets it, and its pool counts one page less."""
+    frames = memory.frames
+    if memory.is_object_page(head):
+        holder = memory.page_cache.of(int(frames.object_id[head]))
+        index = int(frames.object_index[head])
+        for offset in range(HPAGE_PAGES):
+            del holder.pages[index + offset]
+    frames.flags[head : head + HPAGE_PAGES] = PG_ALLOCATED | PG_HELD
+    pool = pool_of(memory)
+    pool.add(pool.nr, frames.nid_of(head), -1)
+
+
+def unpinned(memory: Memory, pfn: int) -> None:
+    """The last pin of a frame of a pool's page is gone: the page goes back if nobody else has it."""
+    head = pfn - pfn % HPAGE_PAGES
+    pool = pool_of(memory)
+    free = pool.free.get(memory.frames.nid_of(head), [])
+    gone = head in free or head in memory.high_order.poisoned
+    if not gone and not int(memory.frames.rmap[head]) and not memory.is_object_page(head):
+        return_page(memory, pool, head)

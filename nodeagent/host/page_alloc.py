@@ -139,7 +139,7 @@ def free_page(memory: Memory, pfn: int) -> None:
     """`__free_pages`: the frame is mapped nowhere and on no list. A storing device is told that the content
     is gone.
     """
-    if pfn in memory.high_order.pins:  # freed when it is unpinned
+    if pfn in memory.high_order.pins or pfn in memory.high_order.poisoned:  # freed when unpinned, or never
         memory.frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_OBJECT)
         return
     release_frames(memory, memory.nodes[memory.frames.nid_of(pfn)], np.array([pfn], dtype=np.int32))

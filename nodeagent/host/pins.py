@@ -13,7 +13,8 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host.fault import handle_fault
+from privmem.nodeagent.host import hugetlb_map
+from privmem.nodeagent.host.fault import handle_fault, map_page, remove_mapping
 from privmem.nodeagent.host.layout import (
     PG_HELD,
     PG_LRU,
@@ -25,7 +26,8 @@ from privmem.nodeagent.host.layout import (
 )
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import move_to_frames
-from privmem.nodeagent.host.page_alloc import alloc_page, free_page, free_unused_page
+from privmem.nodeagent.host.mm import Vma
+from privmem.nodeagent.host.page_alloc import NeedsExtent, alloc_page, free_page, free_unused_page
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Reason
@@ -77,6 +79,31 @@ def unpin_user_pages(memory: Memory, task: Task, start: int | None = None, nr_pa
 def is_pinned(memory: Memory, pfn: int) -> bool:
     """`folio_maybe_dma_pinned`, exactly."""
     return pfn in memory.high_order.pins
+
+
+def copy_at_fork(memory: Memory, child: Task, vma: Vma, child_slot: int) -> None:
+    """`copy_present_page`: the child gets copies of pinned private pages at once, and the parent keeps its right to
+    write them: else a later write would leave the pin behind. Without memory for a copy the page stays shared.
+    """
+    pins = memory.high_order.pins
+    if not pins or not vma.private:
+        return
+    pte = memory.page_table.pte
+    for offset in np.flatnonzero(pte[vma.slot : vma.slot + vma.nr_pages] & np.uint32(PTE_PRESENT)).tolist():
+        pfn = int(pte[vma.slot + offset]) >> PTE_PFN_SHIFT
+        if pfn not in pins or memory.is_object_page(pfn) or memory.frames.reason[pfn] == Reason.HUGETLB:
+            continue
+        try:
+            new = alloc_page(memory, child.alloc_context(vma, vma.start + offset))
+        except NeedsExtent:
+            continue
+        if new < 0:
+            continue
+        memory.frames.version[new] = memory.frames.version[pfn]
+        remove_mapping(memory, child_slot + offset)
+        map_page(memory, child_slot + offset, new, writable=vma.writable)
+        if vma.writable and not memory.nodes[memory.frames.nid_of(pfn)].fenced:
+            pte[vma.slot + offset] |= np.uint32(PTE_WRITABLE)
 
 
 def _entry(memory: Memory, task: Task, vpn: int) -> int:
@@ -162,6 +189,9 @@ def _unpin(memory: Memory, pfn: int) -> None:
         return
     del pins[pfn]
     frames = memory.frames
+    if frames.reason[pfn] == Reason.HUGETLB:  # the pool's, who holds it anyway
+        hugetlb_map.unpinned(memory, pfn)
+        return
     frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_HELD)
     if int(frames.rmap[pfn]) == 0 and not memory.is_object_page(pfn):
         free_page(memory, pfn)

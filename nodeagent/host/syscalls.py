@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from privmem.nodeagent.host import huge_split, hugetlb_map
+from privmem.nodeagent.host import huge_split, hugetlb_map, pins
 from privmem.nodeagent.host.fault import add_mapping, handle_fault, unmap_range
 from privmem.nodeagent.host.filemap import release_all
 from privmem.nodeagent.host.layout import (
@@ -189,6 +189,7 @@ def fork(memory: Memory, parent: Task, pid: int) -> Task:
             memory.page_cache.of(vma.object_id).vma_pages += vma.nr_pages
         if _needs_copy(memory, vma):
             _copy_entries(memory, vma, slot)
+            pins.copy_at_fork(memory, child, vma, slot)
     return child
 
 
@@ -215,7 +216,8 @@ def _copy_entries(memory: Memory, vma: Vma, child_slot: int) -> None:
 
 
 def exit_task(memory: Memory, task: Task) -> None:
-    """`exit_mm`: all its mappings go."""
+    """`exit_mm`: all its mappings go, and the pins of its files."""
+    pins.unpin_user_pages(memory, task)
     for vma in list(task.mm.vmas):
         munmap(memory, task, vma.start, vma.nr_pages)
 

@@ -48,6 +48,7 @@ EVENTS = (
     "htlb_buddy_alloc_fail",
     "cma_alloc_success",
     "cma_alloc_fail",
+    "memory_failure",  # ours: hardware errors in allocated frames
     "nr_foll_pin_acquired",
     "nr_foll_pin_released",
     "extents_requested",

@@ -4,6 +4,7 @@ import errno
 
 import numpy as np
 import pytest
+from kernel_box import D0, D1, HUGE, VPN, Box, P, Q, fill_node, hugetlb_mmap
 
 from privmem.nodeagent.host import contig, hugetlb, hugetlb_map, numa_syscalls, pins, syscalls, thp
 from privmem.nodeagent.host.audit import validate_memory
@@ -13,70 +14,10 @@ from privmem.scheduler import plain
 from privmem.scheduler.abi import MPOL_MF_MOVE, MPOL_MF_STRICT, Feature, Mpol
 from privmem.scheduler.topology import ZONE_NORMAL
 
-D0, D1, P, Q = range(4)
-USER = Feature.USER_NUMA | Feature.RECLAIM | Feature.USER_WRITE
-HUGE = 512
-VPN = 1 << 20
-
-
-def boot(design="private-zonelist", wish=USER, zone="movable", p_pages=4 * HUGE):
-    return Kernel(
-        [
-            NodeBoot(D0, 16 * HUGE, cpus=(0,)),
-            NodeBoot(D1, 16 * HUGE, cpus=(1,)),
-            NodeBoot(P, p_pages, private=True, wish=wish, zone=zone),
-            NodeBoot(Q, 4 * HUGE, private=True, wish=Feature.USER_WRITE),
-        ],
-        ((10, 20, 30, 40), (20, 10, 30, 40), (30, 30, 10, 50), (40, 40, 50, 10)),
-        design,
-    )
-
 
 @pytest.fixture
 def box():
     return Box()
-
-
-class Box:
-    """A kernel with one task."""
-
-    def __init__(self, **how):
-        self.kernel = boot(**how)
-        self.memory = self.kernel.memory
-        self.task = self.kernel.spawn(0).task
-
-    def map(self, nr, at=VPN, huge=False):
-        assert syscalls.mmap_anon(self.memory, self.task, at, nr) == 0
-        if huge:
-            assert thp.madvise(self.memory, self.task, at, nr, huge=True) == 0
-        return at
-
-    def touch(self, nr, at=VPN, write=True, task=None):
-        error = syscalls.touch(self.memory, task or self.task, at, nr, write)
-        validate_memory(self.memory)
-        return error
-
-    def bind(self, nid, nr, at=VPN, flags=0):
-        return numa_syscalls.mbind(self.memory, self.task, at, nr, Mpol.BIND, 1 << nid, flags)
-
-    def nids(self, nr, at=VPN):
-        memory = self.memory
-        vma = self.task.mm.find(at)
-        entries = memory.page_table.pte[vma.slot_of(at) : vma.slot_of(at) + nr]
-        return [memory.frames.nid_of(int(e) >> PTE_PFN_SHIFT) if e else None for e in entries]
-
-    def pfn(self, vpn=VPN, task=None):
-        vma = (task or self.task).mm.find(vpn)
-        return int(self.memory.page_table.pte[vma.slot_of(vpn)]) >> PTE_PFN_SHIFT
-
-    def count(self, *events):
-        return [self.memory.vmstat.count[event] for event in events]
-
-    def round_trip(self):
-        before = plain.digest(self.memory.snapshot())
-        self.memory.restore(self.memory.snapshot())
-        assert plain.digest(self.memory.snapshot()) == before
-        validate_memory(self.memory)
 
 
 # -- transparent huge pages
@@ -186,15 +127,6 @@ def test_fork_shares_huge_pages_and_a_write_splits_the_writer_only(box):
 
 
 # -- contiguous ranges
-
-
-def fill_node(box, nid, nr):
-    """Bind and touch so many pages there."""
-    at = 1 << 30
-    box.map(nr, at)
-    assert box.bind(nid, nr, at) == 0
-    assert box.touch(nr, at) == 0
-    return at
 
 
 def test_a_free_range_of_a_private_node(box):
@@ -307,13 +239,6 @@ def test_a_nodes_own_pool(box, nid, got):
     assert hugetlb.write_nr_hugepages(box.memory, 3, nid=nid) == 0
     validate_memory(box.memory)
     assert [hugetlb.nr_hugepages(box.memory, n) for n in range(4)] == [got * (n == nid) for n in range(4)]
-
-
-def hugetlb_mmap(box, nr, private=True, at=VPN):
-    holder = hugetlb_map.create(box.memory, box.task, nr, private)
-    if isinstance(holder, int):
-        return holder
-    return syscalls.mmap_object(box.memory, box.task, at, nr, holder, private)
 
 
 @pytest.mark.parametrize("private", [True, False])
