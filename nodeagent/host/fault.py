@@ -12,6 +12,7 @@ import errno
 import numpy as np
 
 from privmem.nodeagent.host import cram, huge_split, hugetlb_map, numa_balancing, thp
+from privmem.nodeagent.host.accessed import mark_accessed
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
 from privmem.nodeagent.host.drivers.owner import device_context
 from privmem.nodeagent.host.layout import (
@@ -59,9 +60,9 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
 
 
 def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool) -> int:
-    if vma.kind != VMA_ANON:
     if vma.slot_of(vpn) in memory.high_order.poison_slots:
         return FAULT_SIGBUS
+    if vma.kind != VMA_ANON:
         from privmem.nodeagent.host import filemap  # both need each other, as in the kernel
 
         return filemap.object_fault(memory, task, vma, vpn, is_write)
@@ -187,5 +188,9 @@ def unmap_range(memory: Memory, vma: Vma, cpu: int = 0) -> None:
         return
     pte = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
     for offset in np.flatnonzero(pte & np.uint32(PTE_PRESENT)).tolist():
+        used = int(pte[offset]) & PTE_ACCESSED
         pfn = remove_mapping(memory, vma.slot + offset)
+        if used and memory.is_object_page(pfn):
+            mark_accessed(memory, cpu, pfn)
         drop_if_unused(memory, pfn)
+    memory.lru_batches.drain(cpu)  # `free_pages_and_swap_cache`

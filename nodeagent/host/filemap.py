@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from privmem.nodeagent.host import hugetlb_map
+from privmem.nodeagent.host.accessed import mark_accessed
 from privmem.nodeagent.host.costs import FAULT_NS
 from privmem.nodeagent.host.drivers.owner import owner_context
 from privmem.nodeagent.host.fault import FAULT_SIGBUS, add_mapping, map_page
@@ -50,9 +51,9 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
     if index >= holder.nr_pages:
         return FAULT_SIGBUS
     cached = index in holder.pages
-    pfn = holder.pages[index] if cached else fill(memory, task, holder, index)
     if cached and holder.pages[index] in memory.high_order.poisoned:
         return FAULT_SIGBUS
+    pfn = holder.pages[index] if cached else fill(memory, task, holder, index)
     if pfn < 0:
         return pfn
     if not cached and holder.kind == FILE:
@@ -111,6 +112,9 @@ def read_pages(memory: Memory, task: Task, holder: MemObject, start: int, nr_pag
             pfn = fill(memory, task, holder, index)
             if pfn < 0:
                 return done or pfn
+        if index != holder.last_read:
+            mark_accessed(memory, task.cpu, holder.pages[index])
+        holder.last_read = index
     return nr_pages
 
 
@@ -188,11 +192,11 @@ def drop_caches(memory: Memory, cpu: int | None = None) -> int:
         for index in sorted(holder.pages):
             pfn = holder.pages[index]
             used = int(memory.frames.rmap[pfn]) != 0 or memory.lru_batches.holds(pfn)
+            used |= pfn in memory.high_order.pins
             if not used and not int(memory.frames.flags[pfn]) & PG_DIRTY:
                 release(memory, holder, index)
                 dropped += 1
     return dropped
-            used |= pfn in memory.high_order.pins
 
 
 def release(memory: Memory, holder: MemObject, index: int) -> None:

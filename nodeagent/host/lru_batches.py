@@ -5,7 +5,8 @@ Models `cpu_fbatches.lru_add` of mm/swap.c, Linux 6.1: `folio_add_lru` gathers 1
 go to the lists, and each page in a batch has one reference more. Two things can be seen of it from outside:
 a write to a page that a fork left write-protected copies the page, although nobody else maps it, when the
 batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained there); and
-`drop_caches` leaves such a page in the cache. The lists themselves are kept without delay here.
+`drop_caches` leaves such a page in the cache. A second batch, `activate`, does the same for pages on their way
+to the active list. The lists themselves are kept without delay here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+from privmem.nodeagent.host.layout import NIL
 
 #: `PAGEVEC_SIZE`: the batch goes to the lists when the fifteenth page comes.
 BATCH_PAGES = 15
@@ -25,6 +28,8 @@ class LruBatches:
         self._batches: dict[int, list[int]] = {}
         #: Page frame -> CPU whose batch holds it.
         self._holder: dict[int, int] = {}
+        #: `cpu_fbatches.activate`: pages that were on a list when they were marked; a page may be in twice.
+        self._activating: dict[int, list[int]] = {}
 
     def add(self, cpu: int, pfn: int) -> None:
         """`folio_add_lru` on a CPU."""
@@ -32,16 +37,39 @@ class LruBatches:
         batch.append(pfn)
         self._holder[pfn] = cpu
         if len(batch) == BATCH_PAGES:
-            self.drain(cpu)
+            self._empty(cpu)
+
+    def activate(self, cpu: int, pfn: int) -> None:
+        """`folio_activate` on a CPU, of a page that is on a list."""
+        batch = self._activating.setdefault(cpu, [])
+        batch.append(pfn)
+        if len(batch) == BATCH_PAGES:
+            del self._activating[cpu]
+
+    def added_on(self, pfn: int) -> int | None:
+        """The CPU in whose `lru_add` batch a page is."""
+        return self._holder.get(pfn)
+
+    def is_activating(self, pfn: int) -> bool:
+        """Whether a page waits in an `activate` batch: it is not active yet."""
+        return any(pfn in batch for batch in self._activating.values())
 
     def forget(self, pfns: np.ndarray) -> None:
         """Frames are free: their next owners are not held. They still count as members of their batch."""
         if self._holder:
             for pfn in pfns.tolist():
                 self._holder.pop(pfn, None)
+        if self._activating:
+            gone = set(pfns.tolist())
+            for cpu, batch in self._activating.items():
+                self._activating[cpu] = [NIL if pfn in gone else pfn for pfn in batch]
 
     def drain(self, cpu: int) -> None:
         """`lru_add_drain` on a CPU."""
+        self._activating.pop(cpu, None)
+        self._empty(cpu)
+
+    def _empty(self, cpu: int) -> None:
         batch = self._batches.pop(cpu, [])
         for pfn in batch:
             if self._holder.get(pfn) == cpu:
@@ -51,10 +79,11 @@ class LruBatches:
         """`lru_add_drain_all`, and what `lru_cache_disable` does first."""
         self._batches.clear()
         self._holder.clear()
+        self._activating.clear()
 
     def holds(self, pfn: int) -> bool:
         """Whether the batch of some CPU has a reference to the page."""
-        return pfn in self._holder
+        return pfn in self._holder or self.is_activating(pfn)
 
     def held_elsewhere(self, pfn: int, cpu: int) -> bool:
         """Whether the page stays held after the CPU drained its own batch, which it does if any batch holds
@@ -68,10 +97,12 @@ class LruBatches:
     def snapshot(self) -> list[Any]:
         """Plain form."""
         batches = [[cpu, list(self._batches[cpu])] for cpu in sorted(self._batches)]
-        return [batches, [[pfn, self._holder[pfn]] for pfn in sorted(self._holder)]]
+        activating = [[cpu, list(self._activating[cpu])] for cpu in sorted(self._activating)]
+        return [batches, [[pfn, self._holder[pfn]] for pfn in sorted(self._holder)], activating]
 
     def restore(self, snapshot: list[Any]) -> None:
         """Take over a snapshot."""
-        batches, holders = snapshot
+        batches, holders, activating = snapshot
+        self._activating = {int(cpu): [int(pfn) for pfn in pfns] for cpu, pfns in activating}
         self._batches = {int(cpu): [int(pfn) for pfn in pfns] for cpu, pfns in batches}
         self._holder = {int(pfn): int(cpu) for pfn, cpu in holders}

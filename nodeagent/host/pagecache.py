@@ -44,6 +44,8 @@ class MemObject:
     source: int = 0
     #: Pages of VMAs that map it, over all address spaces; shared memory goes with the last one.
     vma_pages: int = 0
+    #: Page in which the last read(2) of the file ended (`ra->prev_pos` of its one open file).
+    last_read: int = -1
     #: Cached pages: index -> page frame.
     pages: dict[int, int] = field(default_factory=dict)
     #: Shared policies, ascending, without overlap. Shared memory only: a file has none (vm_ops without
@@ -82,6 +84,7 @@ class MemObject:
             self.nid,
             self.source,
             self.vma_pages,
+            self.last_read,
         ]
         return [*numbers, pages, policies]
 

@@ -91,7 +91,7 @@ def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
     memory.lru_batches.drain(task.cpu)
     task.mm.replace_range(start, start + nr_pages, [])
     for part in parts:
-        unmap_range(memory, part)
+        unmap_range(memory, part, task.cpu)
         memory.page_table.give_back(part.slot, part.nr_pages)
         if part.kind == VMA_OBJECT:
             _unmap_object(memory, task, part)
@@ -119,7 +119,7 @@ def madvise_dontneed(memory: Memory, task: Task, start: int, nr_pages: int) -> i
     if parts:
         memory.lru_batches.drain(task.cpu)
     for part in parts:
-        unmap_range(memory, part)
+        unmap_range(memory, part, task.cpu)
     return 0 if sum(part.nr_pages for part in parts) == nr_pages else -errno.ENOMEM
 
 

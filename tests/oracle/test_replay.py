@@ -331,3 +331,21 @@ def test_filled_nodes_are_passed_over(tmp_path: Path) -> None:
     ]
     pairs += [("touch 0 0 3000 w", "touch 0"), ("order 0 0 3000", "order 0 0,1,2"), ("unfill", "unfill 0")]
     assert verdict_of(tmp_path, *pairs).disagreement is None
+
+
+def test_pages_on_their_way_to_the_active_list_are_not_dropped(tmp_path: Path) -> None:
+    """As recorded: what CPU 0 has read twice waits in its `activate` batch, beside the last pages it brought."""
+    pairs = [
+        ("cpu 0", "cpu 0"),
+        ("drop", "drop 0"),
+        ("fmap 0 1 32 fp", "fmap 0"),
+        ("faults 0 27 2 w", "faults 0 2"),
+    ]
+    pairs += [
+        ("fread 1 0 32", "fread 32"),
+        ("fread 1 0 12", "fread 12"),
+        ("cpu 1", "cpu 0"),
+        ("drop", "drop 0"),
+    ]
+    pairs += [("faults 0 0 32 w", "faults 16 14"), ("where 0 0 32", "where 0 1*27,0*2,1*3")]
+    assert verdict_of(tmp_path, *pairs).disagreement is None

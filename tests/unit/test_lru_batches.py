@@ -1,5 +1,7 @@
 """Batches of pages on their way to the LRU lists."""
 
+import numpy as np
+
 from privmem.nodeagent.host.lru_batches import BATCH_PAGES, LruBatches
 
 
@@ -21,7 +23,7 @@ def test_asking_drains_the_own_batch():
     batches.add(0, 7)
     batches.add(0, 8)
     assert not batches.held_elsewhere(7, cpu=0)
-    assert batches.snapshot() == [[], []]
+    assert batches.snapshot() == [[], [], []]
 
 
 def test_asking_for_a_page_that_nobody_holds_drains_nothing():
@@ -47,6 +49,26 @@ def test_draining_all_and_snapshots():
     batches.add(0, 5)
     copy = LruBatches()
     copy.restore(batches.snapshot())
-    assert copy.snapshot() == batches.snapshot() == [[[0, [5]], [1, [3]]], [[3, 1], [5, 0]]]
+    assert copy.snapshot() == batches.snapshot() == [[[0, [5]], [1, [3]]], [[3, 1], [5, 0]], []]
     batches.drain_all()
-    assert batches.snapshot() == [[], []]
+    assert batches.snapshot() == [[], [], []]
+
+
+def test_the_activate_batch_holds_its_pages_too():
+    batches = LruBatches()
+    for pfn in range(BATCH_PAGES - 1):
+        batches.activate(0, pfn)
+    batches.activate(1, 99)
+    assert [pfn for pfn in (*range(16), 99) if batches.holds(pfn)] == [*range(14), 99]
+    for pfn in range(20, 20 + BATCH_PAGES):  # a full `lru_add` batch leaves the other one alone
+        batches.add(0, pfn)
+    assert batches.is_activating(3)
+    batches.forget(np.array([3]))
+    assert not batches.is_activating(3)
+    copy = LruBatches()
+    copy.restore(batches.snapshot())
+    assert copy.snapshot() == batches.snapshot()
+    batches.activate(0, 14)  # the fifteenth: a freed page still counts
+    assert [pfn for pfn in range(16) if batches.holds(pfn)] == []
+    batches.drain(1)
+    assert not batches.holds(99)
