@@ -24,6 +24,17 @@ class CpusetNodes:
     namable: int
     #: At least one of these must be among the named ones (EINVAL otherwise); 0 asks for none.
     must_keep: int = 0
+    #: General nodes: when a request names nodes but none of these, the parent's are added to what is granted.
+    adds_general: int = 0
+    #: Nodes that may be named and never take effect.
+    inert: int = 0
+    #: Nodes whose pages move along when a cpuset's mems change, and to which they move.
+    migrates: int = -1
+
+    @property
+    def top(self) -> int:
+        """What the top cpuset has in effect."""
+        return self.namable & ~self.inert
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +78,17 @@ def write_mems(
         return MemsChange(0, cpuset)
     if populated and cpuset.requested and not requested:
         return MemsChange(-errno.ENOSPC, cpuset)
-    effective = requested & parent_effective or parent_effective
+    effective = effective_mems(requested, parent_effective, rules)
     changed = replace(cpuset, requested=requested, effective=effective)
     return MemsChange(0, changed, effective != cpuset.effective, cpuset.effective)
+
+
+def effective_mems(requested: int, parent_effective: int, rules: CpusetNodes) -> int:
+    """`update_nodemasks_hier` in v2: what a cpuset gets of its parent's nodes; all of them if nothing is left."""
+    granted = requested & parent_effective & ~rules.inert
+    if granted and rules.adds_general and not granted & rules.adds_general:
+        granted |= parent_effective & rules.adds_general
+    return granted or parent_effective & ~rules.inert or parent_effective
 
 
 def rebind_task(policy: Mempolicy | None, change: MemsChange, rules: PolicyNodes) -> Mempolicy | None:

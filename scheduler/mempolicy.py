@@ -31,7 +31,13 @@ NUMA_NO_NODE = -1
 MPOL_F_NUMA_BALANCING = 1 << 13
 _MODE_FLAGS = MPOL_MODE_FLAGS | MPOL_F_NUMA_BALANCING
 
-_WITH_NODEMASK = (Mpol.BIND, Mpol.INTERLEAVE, Mpol.PREFERRED_MANY)
+#: Internal mark of a policy that holds a private node (the series' MPOL_F_PRIVATE): never taken from a user nor
+#: shown to one. It is what makes a fault ask for private memory.
+MPOL_F_PRIVATE = 1 << 5
+
+_INTERLEAVES = (Mpol.INTERLEAVE, Mpol.WEIGHTED_INTERLEAVE)
+#: Modes whose nodes follow the cpuset (`mpol_rebind_nodemask`).
+_REBOUND = (Mpol.BIND, *_INTERLEAVES)
 
 #: `il_prev` of a task whose interleaving starts anew (the kernel's MAX_NUMNODES - 1): the next node is the
 #: first one.
@@ -46,12 +52,26 @@ class PolicyNodes:
 
     #: Nodes that a policy may place on: general nodes and those private nodes that opted in.
     memory: int
+    #: Private members of `memory`: a policy that holds one is marked.
+    private: int = 0
     #: Members of `memory` that only MPOL_BIND may keep; other modes lose them silently.
     bind_only: int = 0
+    #: Members of `memory` that MPOL_BIND may hold alone only, EINVAL otherwise; a rebind drops them first.
+    alone: int = 0
     #: Nodes whose mention is refused with EINVAL, whatever else is named.
     refused: int = 0
-    #: Whether a mode other than BIND that names a `bind_only` node is refused rather than narrowed.
-    refuse_other_modes: bool = False
+    #: Nodes whose mention in a mode other than MPOL_BIND is refused with EINVAL.
+    refused_unless_bind: int = 0
+    #: Members of `memory` that no cpuset governs: policies may hold them whatever the cpuset's mems are.
+    ungoverned: int = 0
+    #: Nodes that are no positions when a policy is remapped, though a cpuset may hold them.
+    uncounted: int = 0
+    #: Nodes that get_mempolicy with MPOL_F_MEMS_ALLOWED may show.
+    shown: int = -1
+    #: Nodes that may be the home of a policy, besides general ones.
+    homes: int = 0
+    #: Whether MPOL_WEIGHTED_INTERLEAVE exists (Linux 6.9).
+    weighted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,7 @@ def new_policy(mode_arg: int, user_nodes: int, mems: int, rules: PolicyNodes) ->
 
     `mode_arg` is the system call's argument with its flags, `mems` the task's effective cpuset mems.
     """
-    error, mode, flags = sanitize_mode(mode_arg)
+    error, mode, flags = sanitize_mode(mode_arg, rules.weighted)
     if error:
         return error, None
     error, policy = mpol_new(mode, flags, user_nodes)
@@ -99,12 +119,12 @@ def new_policy(mode_arg: int, user_nodes: int, mems: int, rules: PolicyNodes) ->
     return set_nodemask(policy, user_nodes, mems, rules)
 
 
-def sanitize_mode(mode_arg: int) -> tuple[int, Mpol, int]:
-    """`sanitize_mpol_flags`: (0, mode, flags) or (-EINVAL, DEFAULT, 0)."""
+def sanitize_mode(mode_arg: int, weighted: bool = False) -> tuple[int, Mpol, int]:
+    """`sanitize_mpol_flags`: (0, mode, flags) or (-EINVAL, DEFAULT, 0). `weighted`: see PolicyNodes."""
     refused = (-errno.EINVAL, Mpol.DEFAULT, 0)
     flags = mode_arg & _MODE_FLAGS
     mode = mode_arg & ~_MODE_FLAGS
-    if not 0 <= mode <= Mpol.PREFERRED_MANY:
+    if not 0 <= mode <= (Mpol.WEIGHTED_INTERLEAVE if weighted else Mpol.PREFERRED_MANY):
         return refused
     if flags & MPOL_F_STATIC_NODES and flags & MPOL_F_RELATIVE_NODES:
         return refused
@@ -137,18 +157,27 @@ def set_nodemask(
     """`mpol_set_nodemask`: fit the user's mask to the cpuset; EINVAL when nothing is left."""
     if policy.mode == Mpol.LOCAL:
         return 0, policy
-    context = mems & rules.memory
-    nodes = _contextualise(policy, user_nodes, context)
+    nodes = _contextualise(policy, user_nodes, (mems | rules.ungoverned) & rules.memory)
+    # With RELATIVE the user's bits are positions, and name whatever nodes are there.
+    named = nodes if policy.flags & MPOL_F_RELATIVE_NODES else user_nodes
+    if named & rules.refused:
+        return -errno.EINVAL, None
     if policy.mode != Mpol.BIND:
-        if rules.refuse_other_modes and nodes & rules.bind_only:
+        if named & rules.refused_unless_bind:
             return -errno.EINVAL, None
         nodes &= ~rules.bind_only
-    if user_nodes & rules.refused or not nodes:
+    if not nodes or (nodes & rules.alone and nodemask.weight(nodes) > 1):
         return -errno.EINVAL, None
     if policy.mode == Mpol.PREFERRED:
         nodes = 1 << nodemask.first(nodes)
     stored = user_nodes if policy.stores_user_nodemask else mems
-    return 0, replace(policy, nodes=nodes, w=stored)
+    return 0, _marked(replace(policy, nodes=nodes, w=stored), rules)
+
+
+def _marked(policy: Mempolicy, rules: PolicyNodes) -> Mempolicy:
+    """The mark follows the nodes in effect."""
+    flags = policy.flags & ~MPOL_F_PRIVATE | (MPOL_F_PRIVATE if policy.nodes & rules.private else 0)
+    return replace(policy, flags=flags)
 
 
 def _contextualise(policy: Mempolicy, user_nodes: int, context: int) -> int:
@@ -167,25 +196,30 @@ def rebind(policy: Mempolicy | None, mems: int, rules: PolicyNodes) -> Mempolicy
     """`mpol_rebind_policy`: the policy after its task's cpuset got `mems`.
 
     MPOL_PREFERRED and PREFERRED_MANY keep their nodes (6.1 only notes the new mems, over a stored user mask
-    as well). A remap never lets a mode other than BIND gain a `bind_only` node.
+    as well). A remap never lets a mode other than BIND gain a `bind_only` node, nor any policy a node that is
+    not in `memory`. Nodes that no cpuset governs stay as they are.
     """
     if policy is None or policy.mode == Mpol.LOCAL:
         return policy
     if not policy.stores_user_nodemask and policy.w == mems:
         return policy
-    if policy.mode not in (Mpol.BIND, Mpol.INTERLEAVE):
+    if policy.mode not in _REBOUND:
         return replace(policy, w=mems)
     stored = policy.w
+    free = rules.ungoverned
     if policy.flags & MPOL_F_STATIC_NODES:
-        nodes = policy.w & mems
+        nodes = policy.w & (mems | free)
     elif policy.flags & MPOL_F_RELATIVE_NODES:
-        nodes = relative_nodemask(policy.w, mems)
+        nodes = relative_nodemask(policy.w, (mems | free) & rules.memory)
     else:
-        nodes = nodemask.remap(policy.nodes, policy.w, mems)
+        apart = free | rules.uncounted
+        nodes = nodemask.remap(policy.nodes & ~apart, policy.w & ~apart, mems & ~apart) | policy.nodes & free
         stored = mems
     keeps = rules.memory if policy.mode == Mpol.BIND else rules.memory & ~rules.bind_only
     nodes = nodes & keeps or mems & keeps & ~rules.bind_only or mems & keeps
-    return replace(policy, nodes=nodes, w=stored)
+    if nodes & ~rules.alone and nodemask.weight(nodes) > 1:
+        nodes &= ~rules.alone
+    return _marked(replace(policy, nodes=nodes, w=stored), rules)
 
 
 def without_nodes(policy: Mempolicy | None, gone: int) -> Mempolicy | None:
@@ -207,21 +241,26 @@ def request(
     """`policy_node` and `policy_nodemask`: what the allocator is asked for under a policy.
 
     `local_nid` is the CPU's node. With MPOL_INTERLEAVE the caller worked out the turn (`offset_il_node` or
-    `interleave_nodes`). `normal_zone` are the nodes that take unmovable pages: a policy on movable-only
-    nodes does not bind those (`apply_policy_zone`).
+    `interleave_nodes`, with their weighted forms). `normal_zone` are the nodes that take unmovable pages: a
+    policy on movable-only nodes does not bind those (`apply_policy_zone`). A marked policy asks for private
+    memory; where it does not bind, the request is an ordinary one.
     """
-    reason = Reason.FAULT if policy is None or policy.mode == Mpol.LOCAL else Reason.POLICY
     if policy is None or policy.mode == Mpol.LOCAL:
-        return AllocRequest(local_nid, None, reason, movable=movable)
-    if policy.mode == Mpol.INTERLEAVE:
-        return AllocRequest(interleave_nid, None, reason, movable=movable)
-    if policy.mode == Mpol.PREFERRED:
-        return AllocRequest(nodemask.first(policy.nodes), None, reason, movable=movable)
-    nid = policy.home_node if policy.home_node != NUMA_NO_NODE else local_nid
-    if policy.mode == Mpol.PREFERRED_MANY:
-        return AllocRequest(nid, policy.nodes, reason, movable=movable, retry_unmasked=True)
-    binds = policy.nodes & mems and (movable or policy.nodes & normal_zone)
-    return AllocRequest(nid, policy.nodes if binds else None, reason, movable=movable)
+        return AllocRequest(local_nid, None, Reason.FAULT, movable=movable)
+    marked = bool(policy.flags & MPOL_F_PRIVATE)
+    nid, mask, retry = local_nid, None, False
+    if policy.mode in _INTERLEAVES:
+        nid = interleave_nid
+    elif policy.mode == Mpol.PREFERRED:
+        nid = nodemask.first(policy.nodes)
+    else:
+        nid = policy.home_node if policy.home_node != NUMA_NO_NODE else local_nid
+        retry = policy.mode == Mpol.PREFERRED_MANY
+        fits = policy.nodes & mems or marked
+        binds = retry or (fits and (movable or policy.nodes & normal_zone))
+        mask = policy.nodes if binds else None
+        marked = marked and bool(binds)
+    return AllocRequest(nid, mask, Reason.POLICY, movable=movable, private=marked, retry_unmasked=retry)
 
 
 def interleave_next(policy: Mempolicy, il_prev: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class Task:
         #: `set_mempolicy`'s policy; None is the default.
         self.policy: Mempolicy | None = None
         #: Effective mems of its cpuset.
-        self.mems_allowed = resolver.cpuset_nodes.namable
+        self.mems_allowed = resolver.cpuset_nodes.top
         self.il_prev = IL_PREV_NONE
         #: NUMA balancing: when it scans next, and from which page on.
         self.next_scan_ns = 0

@@ -60,6 +60,8 @@ class Design(Protocol):
 
     #: Name for the registry and `--design`; variants after a colon.
     name: str
+    #: The series' version that it models, as its documents call it: `v4`, `nofb`, `caps-c`, `F1`, ...
+    label: str
     #: One line for reports.
     title: str
     #: Whether policies forget a private node whose memory goes offline, so that its id can be reused.

@@ -1,38 +1,34 @@
-"""The design `private-zonelist`, variant F1: feature masks, and one separate list that spans all memory
-nodes.
+"""The design `private-zonelist` (F0, F1, F2): feature masks, and one separate list over all memory nodes.
 
-Models the "features" versions of the private-node series (variant F1). Isolation is structural: a private
-node is in no ordinary list, not even its own, so that no flag and no node id reaches it; `__GFP_THISNODE`
-on it finds nothing. A caller whose reason was checked against the node's features selects ZONELIST_PRIVATE,
-a union over every memory node, in which only the request's nodemask (and THISNODE) confines it. Home nodes,
-huge page pools and pins are left out.
+Models the "features" versions of the private-node series. Isolation is structural: a private node is in no
+ordinary list, not even its own, so that no flag and no node id reaches it; `__GFP_THISNODE` on it finds
+nothing. A caller whose reason was checked against the node's features selects ZONELIST_PRIVATE, a union over
+every memory node, in which only the request's nodemask (and THISNODE) confines it. F0 still has bits for NUMA
+balancing and long-term pins; F1 (the default) is what is documented best; F2 renames PUBLIC to COMMON, adds
+bits for compaction and contiguous ranges, and keeps a request for private nodes in a cpuset as it was made.
 """
 
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 
-from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Feature, Reason
 from privmem.scheduler.cpuset import CpusetNodes
+from privmem.scheduler.isolation import lists, structural
 from privmem.scheduler.isolation.design import Claim, Service
+from privmem.scheduler.isolation.structural import Rules
 from privmem.scheduler.mempolicy import PolicyNodes
 from privmem.scheduler.topology import HostTopology, NodeTopology
-from privmem.scheduler.zonelist import (
-    AllocRequest,
-    Zonelist,
-    ZonelistKind,
-    Zonelists,
-    candidates,
-    node_orders,
-)
+from privmem.scheduler.zonelist import AllocRequest, Zonelist, ZonelistKind, Zonelists
 
-#: The feature that a service needs; without an entry no private node ever takes part.
+_BITS = Feature.RECLAIM | Feature.DEMOTION | Feature.USER_NUMA | Feature.USER_WRITE
 _NEEDS: dict[Service, Feature] = {
     Service.RECLAIM: Feature.RECLAIM,
     Service.MADVISE: Feature.RECLAIM,
     Service.COMPACTION: Feature.RECLAIM,
     Service.DISPLACE: Feature.RECLAIM,
+    Service.OOM_MEMORY: Feature.RECLAIM,
     Service.DEMOTION_TARGET: Feature.DEMOTION,
     Service.DEMOTION_SOURCE: Feature.DEMOTION,
     Service.TIER: Feature.DEMOTION,
@@ -42,8 +38,6 @@ _NEEDS: dict[Service, Feature] = {
     Service.HOTUNPLUG: Feature.NONE,
     Service.MLOCK: Feature.NONE,
 }
-
-#: The feature that a reason's caller checks before it selects the private list.
 _DOORS: dict[Reason, Feature] = {
     Reason.POLICY: Feature.USER_NUMA,
     Reason.SWAPIN: Feature.USER_NUMA,
@@ -57,108 +51,142 @@ _DOORS: dict[Reason, Feature] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What tells the sub-variants apart."""
+
+    name: str
+    label: str
+    rules: Rules
+    #: Whether a cpuset that names only private nodes is kept as it was written, rather than refused.
+    keeps_requests: bool
+    #: The state of nodes that ordinary allocations reach, and whether users' nodes have a file of their own.
+    general_state: str
+    shows_user: bool
+
+
+_F0 = Variant(
+    "private-zonelist:F0",
+    "F0",
+    Rules(
+        _BITS | Feature.NUMA_BALANCING | Feature.LONGTERM_PIN,
+        _NEEDS | {Service.NUMA_BALANCING: Feature.NUMA_BALANCING, Service.LONGTERM_PIN: Feature.LONGTERM_PIN},
+        _DOORS,
+    ),
+    keeps_requests=False,
+    general_state="has_public_memory",
+    shows_user=True,
+)
+_F1 = Variant(
+    "private-zonelist",
+    "F1",
+    Rules(_BITS, _NEEDS, _DOORS),
+    keeps_requests=False,
+    general_state="has_public_memory",
+    shows_user=True,
+)
+_F2 = Variant(
+    "private-zonelist:F2",
+    "F2",
+    Rules(
+        _BITS | Feature.COMPACTION | Feature.CONTIG_ALLOC,
+        _NEEDS | {Service.COMPACTION: Feature.COMPACTION},
+        _DOORS,
+    ),
+    keeps_requests=True,
+    general_state="has_common_memory",
+    shows_user=False,
+)
+
+
 class PrivateZonelist:
     """See the module's docstring. Immutable."""
 
-    name = "private-zonelist"
     scrubs_policies = True
-    title = "feature masks and one private zonelist over all memory nodes (F1)"
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+        self.name = variant.name
+        self.label = variant.label
+        self.title = f"feature masks and one private zonelist over all memory nodes ({variant.label})"
 
     def grant(self, wish: Feature) -> Feature:
-        """The five bits of the mask that a private node can have."""
-        return wish & (Feature.ALL & ~Feature.PUBLIC)
-
-    def reclaim_error(self, held: Claim | None, has_memory: bool, claim: Claim) -> int:
-        """The first claim fixes the mask: an equal one joins, another one is refused."""
-        if held is None:
-            return -errno.EBUSY if has_memory else 0
-        return 0 if held.features == claim.features else -errno.EBUSY
-
-    def rule(self, topology: HostTopology, request: AllocRequest) -> str:
-        """Which list, and what confines it."""
-        if self.kind(topology, request) is ZonelistKind.PRIVATE:
-            return "private zonelist, confined by the request's nodemask"
-        return "ordinary zonelist: holds general nodes only"
-
-    def invited(self, request: AllocRequest, node: NodeTopology) -> bool:
-        """By the caller's door; the node must be named, or be the one that the owner asked for."""
-        door = _DOORS.get(request.reason)
-        return door is not None and node.features & door == door
-
-    def node_states(self, topology: HostTopology) -> dict[str, int]:
-        """F1: every node with memory, the public ones, and those that users may name."""
-        user = topology.private & topology.with_feature(Feature.USER_NUMA)
-        return {"has_memory": topology.memory, "has_public_memory": topology.public, "has_user_memory": user}
+        """The bits of the mask that a private node can have."""
+        return self.variant.rules.grant(wish)
 
     def claim_error(self, features: Feature) -> int:
         """DEMOTION needs RECLAIM and is refused outright without it; PUBLIC and unknown bits are no private
         mask.
         """
-        if features & Feature.PUBLIC or int(features) & ~int(Feature.ALL):
+        if features & ~self.variant.rules.bits:
             return -errno.EINVAL
         if features & Feature.DEMOTION and not features & Feature.RECLAIM:
             return -errno.EINVAL
         return 0
 
+    def reclaim_error(self, held: Claim | None, has_memory: bool, claim: Claim) -> int:
+        """The first claim fixes the mask: an equal one joins, another one is refused."""
+        return structural.equal_mask_joins(held, has_memory, claim, -errno.EBUSY)
+
     def zonelists(self, topology: HostTopology) -> Zonelists:
         """Ordinary lists hold general nodes only; a private node has no list of its own; the private list
         is a union.
         """
-        nids = topology.nids
-        return Zonelists(
-            fallback=node_orders(topology, nids, topology.public),
-            nofallback={nid: (nid,) for nid in nodemask.nodes(topology.public)},
-            private=node_orders(topology, nids, topology.memory),
-        )
+        general = lists.closed(topology)
+        return Zonelists(general.fallback, general.nofallback, lists.union(topology))
 
     def kind(self, topology: HostTopology, request: AllocRequest) -> ZonelistKind:
-        """The private list for a reason with a door, when the mask or THISNODE says that a private node is
-        meant.
-        """
-        if request.reason in _DOORS and self._meant(request) & topology.private:
-            return ZonelistKind.PRIVATE
-        return ZonelistKind.NOFALLBACK if request.this_node else ZonelistKind.FALLBACK
+        """The private list for a reason with a door, when its caller selects it."""
+        return structural.kind(self.variant.rules, topology, request)
 
     def candidates(
-        self, topology: HostTopology, lists: Zonelists, request: AllocRequest, mems_allowed: int | None
+        self, topology: HostTopology, lists_: Zonelists, request: AllocRequest, mems_allowed: int | None
     ) -> Zonelist:
-        """Walk the chosen list; on the private one, nodes without the feature of the caller's door drop out.
+        """Walk the chosen list."""
+        return lists.walk(topology, lists_, self.kind(topology, request), request, mems_allowed)
 
-        The kernel's callers check the feature before they ask; doing it here gives the same nodes, and no
-        caller can forget.
-        """
-        kind = self.kind(topology, request)
-        nids = candidates(topology, lists.of(kind, request.nid), request, mems_allowed)
-        if kind is not ZonelistKind.PRIVATE:
-            return nids
-        granted = topology.with_feature(_DOORS[request.reason])
-        return tuple(nid for nid in nids if nodemask.has(granted, nid))
+    def rule(self, topology: HostTopology, request: AllocRequest) -> str:
+        """Which list, and what confines it."""
+        built = self.zonelists(topology)
+        reached = self.candidates(topology, built, request, None)
+        return structural.rule(self.variant.rules, topology, built, request, reached)
+
+    def invited(self, request: AllocRequest, node: NodeTopology) -> bool:
+        """By the caller's door; the node must be named, or be the one that the owner asked for."""
+        return structural.invited(self.variant.rules, request, node)
 
     def policy_nodes(self, topology: HostTopology) -> PolicyNodes:
         """General nodes, and with USER_NUMA private ones, the latter for MPOL_BIND only: other modes are
         narrowed.
         """
-        opted_in = topology.private & topology.with_feature(Feature.USER_NUMA)
-        return PolicyNodes(memory=topology.public | opted_in, bind_only=opted_in)
+        user = topology.private & topology.with_feature(Feature.USER_NUMA)
+        return PolicyNodes(memory=topology.public | user, private=user, bind_only=user)
 
     def cpuset_nodes(self, topology: HostTopology) -> CpusetNodes:
-        """Private nodes may be named with USER_NUMA, but never alone: a cpuset carries no choice of list."""
-        return CpusetNodes(self.policy_nodes(topology).memory, must_keep=topology.public)
+        """Private nodes may be named with USER_NUMA. A cpuset carries no choice of list, so that it must have a
+        general node: F0 and F1 refuse one without, F2 adds the parent's.
+        """
+        return CpusetNodes(
+            self.policy_nodes(topology).memory,
+            must_keep=0 if self.variant.keeps_requests else topology.public,
+            adds_general=topology.public if self.variant.keeps_requests else 0,
+            migrates=topology.public,
+        )
 
     def move_targets(self, topology: HostTopology) -> int:
         """General nodes and private ones with USER_NUMA."""
         return self.policy_nodes(topology).memory
 
     def allows(self, service: Service, node: NodeTopology) -> bool:
-        """By feature; NUMA balancing never touches a private node."""
-        if not node.private:
-            return True
-        needed = _NEEDS.get(service)
-        return needed is not None and node.features & needed == needed
+        """By feature."""
+        return self.variant.rules.allows(service, node)
 
-    @staticmethod
-    def _meant(request: AllocRequest) -> int:
-        """The nodes that a request names: its mask, or the one node of THISNODE."""
-        if request.this_node:
-            return 1 << request.nid
-        return request.nodemask or 0
+    def node_states(self, topology: HostTopology) -> dict[str, int]:
+        """Every node with memory, the general ones, and (F0, F1) those that users may name."""
+        states = {"has_memory": topology.memory, self.variant.general_state: topology.public}
+        if self.variant.shows_user:
+            states["has_user_memory"] = topology.with_feature(Feature.USER_NUMA)
+        return states
+
+
+VARIANTS = (PrivateZonelist(_F0), PrivateZonelist(_F1), PrivateZonelist(_F2))

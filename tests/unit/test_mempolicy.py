@@ -102,7 +102,7 @@ def test_private_nodes_are_for_bind_only():
 def test_designs_may_refuse_instead_of_narrowing():
     whole = PolicyNodes(memory=0b0111, refused=0b1000)
     assert new_policy(Mpol.BIND, 0b1001, ALL, whole) == EINVAL
-    strict = PolicyNodes(memory=0b0111, bind_only=0b0100, refuse_other_modes=True)
+    strict = PolicyNodes(memory=0b0111, bind_only=0b0100, refused_unless_bind=0b0100)
     assert new_policy(Mpol.INTERLEAVE, 0b0101, ALL, strict) == EINVAL
     assert make(Mpol.BIND, 0b0101, rules=strict).nodes == 0b0101
 
