@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, metavar="N", help="the run's seed, instead of the configuration's"
     )
     parser.add_argument(
+        "--design", metavar="NAME", help="the isolation design, instead of the configuration's"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the results (default: results/NAME)"
     )
     parser.add_argument(
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Run it. 130 when it was interrupted."""
     check_arguments(args)
     check_out(args.out)
-    config = load_config(args.config, args.overrides, args.seed)
+    config = load_config(args.config, args.overrides, args.seed, args.design)
     plan = make_plan(config)
     record = RunRecord(
         config.name, config_to_plain(config), str(config.folder.resolve()), args.checkpoint_every

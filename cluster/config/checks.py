@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator
 
 from privmem.cluster.config import checks_host
+from privmem.cluster.config.checks_design import check_design
 from privmem.cluster.config.checks_host import Mistake, not_among
 from privmem.cluster.config.fields import nearest, wrong
 from privmem.cluster.config.models import (
@@ -45,7 +46,8 @@ def check_config(config: Config) -> list[Mistake]:
         *_capacity(config),
     ]
     for n, host in enumerate(config.hosts):
-        mistakes += checks_host.check_host(host, ("hosts", n))
+        of_host = checks_host.check_host(host, ("hosts", n))
+        mistakes += of_host or check_design(config, host, ("hosts", n))
     return mistakes + list(_recordings(config))
 
 

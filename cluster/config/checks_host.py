@@ -187,9 +187,6 @@ def _node(node: NodeConfig, here: Path) -> Iterator[Mistake]:
     for n, feature in enumerate(node.features):
         if feature in node.features[:n]:
             yield Mistake((*features, n), wrong(f"{feature!r} twice", "once"))
-    if "demotion" in node.features and "reclaim" not in node.features:
-        text = wrong("demotion without reclaim", "with reclaim, which the kernel demands")
-        yield Mistake(features, text)
     if isinstance(node.memory, CompressedRam) and (not node.private or "user_write" in node.features):
         text = wrong("compressed RAM that users may write in place", "a private node without user_write")
         yield Mistake(memory, text, (memory, private, features))

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from privmem.cluster.config.fields import Leaf, nearest, refused
-from privmem.scheduler.isolation import DESIGNS
+from privmem.scheduler.isolation import ALIASES, DESIGNS, get_design
 
 
 @dataclass(frozen=True, slots=True)
 class DesignName(Leaf):
-    """Name of an isolation design."""
+    """Name of an isolation design; other names for one (`caps:c`, `F1`) become the one that it goes by."""
 
     def parse(self, value: object) -> str:
-        if not isinstance(value, str) or value not in DESIGNS:
-            raise refused(nearest(value, list(DESIGNS)))
-        return value
+        if not isinstance(value, str) or value not in (*DESIGNS, *ALIASES):
+            raise refused(nearest(value, [*DESIGNS, *ALIASES]))
+        return get_design(value).name
 
     def describe(self) -> str:
         return ", ".join(DESIGNS)
 
     def schema(self) -> JsonSchemaValue:
-        return {"type": "string", "enum": list(DESIGNS)}
+        return {"type": "string", "enum": [*DESIGNS, *ALIASES]}
 
     def filler(self) -> str:
         return next(iter(DESIGNS))

@@ -28,16 +28,18 @@ from privmem.cluster.errors import ConfigError
 JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = (), seed: int | None = None) -> Config:
-    """The configuration in a YAML file, with `--set` overrides and `--seed`. Raises ConfigError."""
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), seed: int | None = None, design: str | None = None
+) -> Config:
+    """The configuration in a YAML file, with `--set` overrides, `--seed` and `--design`. Raises ConfigError."""
     path = Path(path)
     text = _read(path)
-    return _load(text, str(path), path.parent, overrides, seed)
+    return _load(text, str(path), path.parent, overrides, {"seed": seed, "design": design})
 
 
 def config_from_plain(plain: dict[str, Any], folder: Path | str = ".") -> Config:
     """Inverse of `config_to_plain`; recordings are relative to `folder`. Raises ConfigError."""
-    return _load(yaml.safe_dump(plain, sort_keys=False), "configuration", Path(folder), (), None)
+    return _load(yaml.safe_dump(plain, sort_keys=False), "configuration", Path(folder), (), {})
 
 
 def config_to_plain(config: Config, folder: Path | None = None) -> dict[str, Any]:
@@ -84,7 +86,10 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}:{line}: {wrong('bytes that are not UTF-8', 'UTF-8 text')}") from None
 
 
-def _load(text: str, name: str, folder: Path, overrides: Sequence[str], seed: int | None) -> Config:
+def _load(
+    text: str, name: str, folder: Path, overrides: Sequence[str], options: dict[str, int | str | None]
+) -> Config:
+    """`options`: fields that have an option of their own, by their names; None where it was not given."""
     try:
         root, problems = read_yaml(text)
     except Unreadable as error:
@@ -97,8 +102,9 @@ def _load(text: str, name: str, folder: Path, overrides: Sequence[str], seed: in
     for override in overrides:
         refused = apply_override(root, override)
         problems += [refused] if refused else []
-    if seed is not None:
-        set_top(root, "seed", seed, "--seed")
+    for key, value in options.items():
+        if value is not None:
+            set_top(root, key, value, f"--{key}")
     config, more = _validate(root, folder)
     problems += more
     if config is None or problems:

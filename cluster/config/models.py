@@ -263,6 +263,23 @@ WorkloadConfig: TypeAlias = ReplayWorkload | ZipfWorkload | UniformWorkload | Sc
 
 # --- hosts
 
+FeatureName: TypeAlias = Literal[
+    "reclaim",
+    "demotion",
+    "user_numa",
+    "user_write",
+    "migration",
+    "numa_balancing",
+    "compaction",
+    "longterm_pin",
+    "contig_alloc",
+    "hotunplug",
+    "ksm",
+    "collapse",
+    "damon",
+    "hugetlb",
+]
+
 
 class NodeConfig(Model):
     """A memory node of a host."""
@@ -290,11 +307,12 @@ class NodeConfig(Model):
         default=False,
         description="Whether the node is closed to all that does not ask as the isolation design demands.",
     )
-    features: tuple[Literal["reclaim", "demotion", "user_numa", "user_write"], ...] = Field(
+    features: tuple[FeatureName, ...] = Field(
         default=(),
         description="What core mm may do with a private node: `reclaim` its pages, use it as a `demotion` "
         "target or source (needs `reclaim`), name it in policies and moves (`user_numa`), write to its "
-        "pages in place (`user_write`; without it the node is write-fenced).",
+        "pages in place (`user_write`; without it the node is write-fenced). The others are services that "
+        "only some isolation designs have a bit for; a design grants those that it knows.",
     )
 
 

@@ -41,7 +41,7 @@ def apply_override(root: Tree, text: str) -> Problem | None:
     return None
 
 
-def set_top(root: Tree, key: str, value: int, origin: str) -> None:
+def set_top(root: Tree, key: str, value: int | str, origin: str) -> None:
     """Set a field of the whole configuration that has an option of its own."""
     assert isinstance(root.value, dict)
     root.value[key] = Tree(0, value, origin=origin)

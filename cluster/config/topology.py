@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from privmem.cluster.config.checks_design import granted_features
 from privmem.cluster.config.distances import distance_matrix
 from privmem.cluster.config.models import Config, DeviceConfig, HostConfig, NodeConfig, device_of, seen_bytes
 from privmem.scheduler import nodemask
-from privmem.scheduler.abi import PAGE_SIZE, Feature
+from privmem.scheduler.abi import PAGE_SIZE
+from privmem.scheduler.isolation import get_design
 from privmem.scheduler.tiers import ADISTANCE_BY_CLASS
 from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL, HostTopology, NodeTopology
 
@@ -43,20 +45,10 @@ def _node_topology(config: Config, node: NodeConfig, host: str) -> NodeTopology:
         nid=node.id,
         cpus=tuple(sorted(node.cpus)),
         private=node.private,
-        features=_features(node),
+        features=granted_features(get_design(config.design), node),
         # Memory of a node without CPUs comes by hotplug and is onlined movable, as dax/kmem does.
         zone=ZONE_NORMAL if node.cpus else ZONE_MOVABLE,
         adistance=ADISTANCE_BY_CLASS[device.device_class],
         device=device_name(node, host),
         span_pages=seen_bytes(device) // PAGE_SIZE,
     )
-
-
-def _features(node: NodeConfig) -> Feature:
-    """A private node has what it opted in to, a public one everything."""
-    if not node.private:
-        return Feature.ALL
-    mask = Feature.NONE
-    for name in node.features:
-        mask |= Feature[name.upper()]
-    return mask
