@@ -2,8 +2,8 @@
 
 Models `mm/mempolicy.c` of Linux 6.1: `sanitize_mpol_flags`, `mpol_new`, `mpol_set_nodemask`,
 `mpol_rebind_*`, `policy_node`, `policy_nodemask`, `interleave_nodes`, `offset_il_node`, `do_get_mempolicy`.
-Results are values: an errno is negative, as in the kernel. Left out: MPOL_WEIGHTED_INTERLEAVE (Linux 6.9),
-huge pages, home nodes other than as a field.
+Results are values: an errno is negative, as in the kernel. MPOL_WEIGHTED_INTERLEAVE is as in Linux 6.9, and
+refused unless `PolicyNodes.weighted` says that the kernel is new enough. Left out: huge pages.
 
 Private nodes come in through `PolicyNodes`, which the isolation design makes: no design is known here.
 """
@@ -11,6 +11,7 @@ Private nodes come in through `PolicyNodes`, which the isolation design makes: n
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,14 +65,23 @@ class PolicyNodes:
     refused_unless_bind: int = 0
     #: Members of `memory` that no cpuset governs: policies may hold them whatever the cpuset's mems are.
     ungoverned: int = 0
-    #: Nodes that are no positions when a policy is remapped, though a cpuset may hold them.
+    #: Private nodes that did not opt in: no positions when a policy is remapped, though a cpuset may hold them,
+    #: and never its destination. A driver's own policy keeps one as long as the cpuset does.
     uncounted: int = 0
     #: Nodes that get_mempolicy with MPOL_F_MEMS_ALLOWED may show.
     shown: int = -1
-    #: Nodes that may be the home of a policy, besides general ones.
-    homes: int = 0
+    #: Nodes that cannot be the home of a policy.
+    no_home: int = 0
     #: Whether MPOL_WEIGHTED_INTERLEAVE exists (Linux 6.9).
     weighted: bool = False
+
+    def reach(self, mems: int) -> int:
+        """The nodes that policies of a task with these mems may use: cpusets do not govern all of them."""
+        return mems | self.ungoverned
+
+    def shown_mems(self, mems: int) -> int:
+        """What get_mempolicy with MPOL_F_MEMS_ALLOWED answers."""
+        return self.reach(mems) & self.shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +186,8 @@ def set_nodemask(
 
 def _marked(policy: Mempolicy, rules: PolicyNodes) -> Mempolicy:
     """The mark follows the nodes in effect."""
-    flags = policy.flags & ~MPOL_F_PRIVATE | (MPOL_F_PRIVATE if policy.nodes & rules.private else 0)
+    marked = policy.nodes & (rules.private | rules.uncounted)
+    flags = policy.flags & ~MPOL_F_PRIVATE | (MPOL_F_PRIVATE if marked else 0)
     return replace(policy, flags=flags)
 
 
@@ -197,7 +208,8 @@ def rebind(policy: Mempolicy | None, mems: int, rules: PolicyNodes) -> Mempolicy
 
     MPOL_PREFERRED and PREFERRED_MANY keep their nodes (6.1 only notes the new mems, over a stored user mask
     as well). A remap never lets a mode other than BIND gain a `bind_only` node, nor any policy a node that is
-    not in `memory`. Nodes that no cpuset governs stay as they are.
+    not in `memory`. Nodes that no cpuset governs stay as they are; a driver's own policy on a node that did not
+    opt in is carried along while the cpuset has the node, and binds to nothing afterwards.
     """
     if policy is None or policy.mode == Mpol.LOCAL:
         return policy
@@ -205,18 +217,21 @@ def rebind(policy: Mempolicy | None, mems: int, rules: PolicyNodes) -> Mempolicy
         return policy
     if policy.mode not in _REBOUND:
         return replace(policy, w=mems)
-    stored = policy.w
-    free = rules.ungoverned
+    reach = rules.reach(mems)
+    apart = rules.ungoverned | rules.uncounted
+    stored, carried = policy.w, policy.nodes & (rules.ungoverned | rules.uncounted & mems)
     if policy.flags & MPOL_F_STATIC_NODES:
-        nodes = policy.w & (mems | free)
+        nodes = policy.w & reach
     elif policy.flags & MPOL_F_RELATIVE_NODES:
-        nodes = relative_nodemask(policy.w, (mems | free) & rules.memory)
+        nodes = relative_nodemask(policy.w, reach & rules.memory)
     else:
-        apart = free | rules.uncounted
-        nodes = nodemask.remap(policy.nodes & ~apart, policy.w & ~apart, mems & ~apart) | policy.nodes & free
+        nodes = nodemask.remap(policy.nodes & ~apart, policy.w & ~apart, mems & ~apart)
         stored = mems
     keeps = rules.memory if policy.mode == Mpol.BIND else rules.memory & ~rules.bind_only
-    nodes = nodes & keeps or mems & keeps & ~rules.bind_only or mems & keeps
+    nodes &= keeps
+    if not nodes and policy.nodes & ~apart:
+        nodes = mems & keeps & ~rules.bind_only or mems & keeps
+    nodes |= carried
     if nodes & ~rules.alone and nodemask.weight(nodes) > 1:
         nodes &= ~rules.alone
     return _marked(replace(policy, nodes=nodes, w=stored), rules)
@@ -240,8 +255,9 @@ def request(
 ) -> AllocRequest:
     """`policy_node` and `policy_nodemask`: what the allocator is asked for under a policy.
 
-    `local_nid` is the CPU's node. With MPOL_INTERLEAVE the caller worked out the turn (`offset_il_node` or
-    `interleave_nodes`, with their weighted forms). `normal_zone` are the nodes that take unmovable pages: a
+    `local_nid` is the CPU's node, `mems` what the task's policies may use (`PolicyNodes.reach`). With
+    MPOL_INTERLEAVE the caller worked out the turn (`offset_il_node` or `interleave_nodes`, with their weighted
+    forms). `normal_zone` are the nodes that take unmovable pages: a
     policy on movable-only nodes does not bind those (`apply_policy_zone`). A marked policy asks for private
     memory; where it does not bind, the request is an ordinary one.
     """
@@ -256,8 +272,7 @@ def request(
     else:
         nid = policy.home_node if policy.home_node != NUMA_NO_NODE else local_nid
         retry = policy.mode == Mpol.PREFERRED_MANY
-        fits = policy.nodes & mems or marked
-        binds = retry or (fits and (movable or policy.nodes & normal_zone))
+        binds = retry or (policy.nodes & mems and (movable or policy.nodes & normal_zone))
         mask = policy.nodes if binds else None
         marked = marked and bool(binds)
     return AllocRequest(nid, mask, Reason.POLICY, movable=movable, private=marked, retry_unmasked=retry)
@@ -277,6 +292,63 @@ def offset_il_node(policy: Mempolicy, offset: int, local_nid: int) -> int:
     if size == 0:
         return local_nid
     return nodemask.nth(policy.nodes, (offset & 0xFFFFFFFF) % size)
+
+
+# -- weighted interleaving (Linux 6.9)
+
+#: Weights of `/sys/kernel/mm/mempolicy/weighted_interleave/nodeN`; a node without one has the default.
+WEIGHT_DEFAULT, WEIGHT_MAX = 1, 255
+
+Weights = Mapping[int, int]
+
+
+def weight_error(text: str) -> int:
+    """`node_store`: 0 for a weight that the file takes (empty or 0 for the default), -EINVAL otherwise."""
+    if text == "":
+        return 0
+    return 0 if text.isascii() and text.isdecimal() and int(text) <= WEIGHT_MAX else -errno.EINVAL
+
+
+def weighted_interleave_next(
+    policy: Mempolicy, il_prev: int, il_weight: int, weights: Weights
+) -> tuple[int, int, int]:
+    """`weighted_interleave_nodes`: (node of this turn, the task's new `il_prev`, what is left of its weight)."""
+    nid = il_prev
+    if not il_weight or not nodemask.has(policy.nodes, nid):
+        nid = nodemask.next_in(nid, policy.nodes)
+        il_weight = weights.get(nid, WEIGHT_DEFAULT)
+    return nid, nid, il_weight - 1
+
+
+def weighted_interleave_nid(policy: Mempolicy, offset: int, local_nid: int, weights: Weights) -> int:
+    """`weighted_interleave_nid`: the node of page `offset` of a range, which repeats after the sum of weights."""
+    if not policy.nodes:
+        return local_nid
+    shares = [(nid, weights.get(nid, WEIGHT_DEFAULT)) for nid in nodemask.nodes(policy.nodes)]
+    target = offset % sum(share for _, share in shares)
+    for nid, share in shares:
+        if target < share:
+            return nid
+        target -= share
+    raise AssertionError("the offset is below the sum")
+
+
+# -- home nodes (Linux 5.17)
+
+
+def home_node_error(nid: int, online: int, rules: PolicyNodes) -> int:
+    """`set_mempolicy_home_node`: the node must be online, and one that the design lets be a home."""
+    return 0 if nodemask.has(online & ~rules.no_home, nid) else -errno.EINVAL
+
+
+def with_home_node(policy: Mempolicy, nid: int) -> tuple[int, Mempolicy]:
+    """The policy of one VMA with a home node: only MPOL_BIND and PREFERRED_MANY have one, EOPNOTSUPP else."""
+    if policy.mode not in (Mpol.BIND, Mpol.PREFERRED_MANY):
+        return -errno.EOPNOTSUPP, policy
+    return 0, replace(policy, home_node=nid)
+
+
+# -- what get_mempolicy shows
 
 
 def shown_mode(policy: Mempolicy | None) -> int:

@@ -84,7 +84,7 @@ class Kernel:
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []
         self._next_pid = 1
-        everything = self.memory.resolver.cpuset_nodes.namable
+        everything = self.memory.resolver.cpuset_nodes.top
         self.cgroups = {"": Cgroup("", "", Cpuset(everything, everything))}
         for node in self.boot.values():
             if node.private and node.online:
@@ -148,7 +148,8 @@ class Kernel:
         """The parent's effective mems changed (`update_nodemasks_hier`)."""
         parent = self.cgroups[group.parent].cpuset.effective
         old = group.cpuset
-        group.cpuset = replace(old, effective=old.requested & parent or parent)
+        rules = self.memory.resolver.cpuset_nodes
+        group.cpuset = replace(old, effective=cpuset.effective_mems(old.requested, parent, rules))
         if group.cpuset.effective == old.effective:
             return
         change = MemsChange(0, group.cpuset, True, old.effective)
@@ -214,7 +215,7 @@ class Kernel:
 
     def memory_changed(self) -> None:
         """Memory came or went: the root cpuset follows, and with it all others (`cpuset_hotplug_workfn`)."""
-        everything = self.memory.resolver.cpuset_nodes.namable
+        everything = self.memory.resolver.cpuset_nodes.top
         root = self.cgroups[""]
         before = root.cpuset.effective
         if before == everything:

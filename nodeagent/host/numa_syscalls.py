@@ -72,7 +72,8 @@ def get_mempolicy(memory: Memory, task: Task, vpn: int | None = None, flags: int
     if flags & ~(MPOL_F_NODE | MPOL_F_ADDR | MPOL_F_MEMS_ALLOWED):
         return refused
     if flags & MPOL_F_MEMS_ALLOWED:
-        return refused if flags != MPOL_F_MEMS_ALLOWED else (0, 0, task.mems_allowed)
+        shown = task.resolver.policy_nodes.shown_mems(task.mems_allowed)
+        return refused if flags != MPOL_F_MEMS_ALLOWED else (0, 0, shown)
     if bool(flags & MPOL_F_ADDR) != (vpn is not None):
         return refused
     policy = task.policy
@@ -115,7 +116,8 @@ def mbind(
     memory: Memory, task: Task, start: int, nr_pages: int, mode_arg: int, user_nodes: int, flags: int
 ) -> int:
     """`do_mbind` over pages [start, start + nr_pages)."""
-    error, mode, mode_flags = mempolicy.sanitize_mode(mode_arg)
+    weighted = task.resolver.policy_nodes.weighted
+    error, mode, mode_flags = mempolicy.sanitize_mode(mode_arg, weighted)
     if error or flags & ~_MF_VALID:
         return -errno.EINVAL
     if mode == Mpol.DEFAULT:
@@ -306,10 +308,10 @@ def _to_node(task: Task, nid: int, mems: int | None) -> AllocContext:
 
 def migrate_pages(memory: Memory, task: Task, old_nodes: int, new_nodes: int) -> int:
     """`kernel_migrate_pages` of a task by itself. Returns pages that could not move, or a negative errno."""
-    new_nodes &= task.mems_allowed
+    new_nodes &= task.reach
     if not new_nodes:
         return -errno.EINVAL
-    return do_migrate_pages(memory, task, old_nodes, new_nodes, True, task.mems_allowed)
+    return do_migrate_pages(memory, task, old_nodes, new_nodes, True, task.reach)
 
 
 def do_migrate_pages(
@@ -440,4 +442,4 @@ def move_pages(
 def _target_error(task: Task, nid: int) -> int:
     if nid < 0 or not nodemask.has(task.resolver.design.move_targets(task.resolver.topology), nid):
         return -errno.ENODEV
-    return 0 if nodemask.has(task.mems_allowed, nid) else -errno.EACCES
+    return 0 if nodemask.has(task.reach, nid) else -errno.EACCES

@@ -241,6 +241,8 @@ def write_cpuset_mems(
 def apply_mems(memory: Memory, tasks: list[Task], change: MemsChange) -> None:
     """`update_tasks_nodemask`: tasks of a cpuset take its new mems, and their pages follow."""
     rebind_tasks(tasks, change)
+    moved = memory.resolver.cpuset_nodes.migrates
+    old, new = change.old_effective & moved, change.cpuset.effective & moved
     for task in tasks:
         do_migrate_pages(memory, task, change.old_effective, change.cpuset.effective, True, None)
 

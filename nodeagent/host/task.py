@@ -36,6 +36,11 @@ class Task:
         """`numa_node_id`."""
         return self.resolver.topology.node_of_cpu(self.cpu)
 
+    @property
+    def reach(self) -> int:
+        """Nodes that this task's policies and moves may use: its cpuset's, and those that no cpuset governs."""
+        return self.resolver.policy_nodes.reach(self.mems_allowed)
+
     def alloc_context(self, vma: Vma, vpn: int) -> AllocContext:
         """`get_vma_policy` and `vma_alloc_folio`: what a fault at `vpn` asks the allocator for.
 
@@ -56,7 +61,7 @@ class Task:
                 turn, self.il_prev = mempolicy.interleave_next(policy, self.il_prev)
             else:
                 turn = mempolicy.offset_il_node(policy, offset, self.cpu_nid)
-        request = mempolicy.request(policy, self.cpu_nid, self.mems_allowed, turn)
+        request = mempolicy.request(policy, self.cpu_nid, self.reach, turn)
         return request, turn != NUMA_NO_NODE
 
     def context_of(self, request: AllocRequest, interleave: bool = False) -> AllocContext:

@@ -4,8 +4,9 @@ Models PATCH v5 "Private Memory NUMA Nodes" (July 2026) and what followed: the b
 isolation and the OOM rule; each service asks for its bit. Private nodes are in no ordinary list; code that
 checked a bit calls for the private list, which spans all nodes with memory, so that the request's nodemask
 alone confines it. caps-a has separate bits for policies (USER_NUMA here) and user migration (MIGRATION);
-caps-b has one for both and leaves private nodes outside of cpuset control; caps-c (the default) adds bits for
-KSM, collapse, DAMON and huge page pools, lets cpusets govern, and refuses a private node in any mode but bind.
+caps-b has one for both. In these two N_MEMORY excludes private nodes, and cpusets do not govern them; caps-c
+(the default) has all memory in N_MEMORY, adds bits for KSM, collapse, DAMON and huge page pools, lets cpusets
+govern, and refuses a private node in any mode but bind.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ _A = Variant(
         _BASE_DOORS | {Reason.USER_MOVE: Feature.MIGRATION},
         implied=((Feature.USER_NUMA, Feature.MIGRATION),),
     ),
-    governed=True,
+    governed=False,
     bind_or_refuse=False,
     exclusive=True,
 )
@@ -196,14 +197,23 @@ class Caps:
             bind_only=user,
             refused_unless_bind=topology.private if self.variant.bind_or_refuse else 0,
             ungoverned=0 if self.variant.governed else user,
+            uncounted=topology.private & ~user,
+            shown=~topology.private | user,
         )
 
     def cpuset_nodes(self, topology: HostTopology) -> CpusetNodes:
         """Governed: private nodes with the bit, never alone. Otherwise any, and without effect."""
         if not self.variant.governed:
-            return CpusetNodes(topology.memory, inert=topology.private, migrates=topology.public)
-        user = topology.private & topology.with_feature(Feature.USER_NUMA)
-        return CpusetNodes(topology.public | user, must_keep=topology.public, migrates=topology.public)
+            return CpusetNodes(
+                topology.online, inert=topology.private, migrates=topology.public, memory=topology.memory
+            )
+        closed = topology.private & ~topology.with_feature(Feature.USER_NUMA)
+        return CpusetNodes(
+            topology.online & ~closed,
+            must_keep=topology.public,
+            migrates=topology.public,
+            memory=topology.memory,
+        )
 
     def move_targets(self, topology: HostTopology) -> int:
         """General nodes, and private ones that users may move to."""

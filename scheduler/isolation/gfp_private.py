@@ -174,12 +174,15 @@ class GfpPrivate:
             memory=topology.public | user,
             private=user,
             refused=topology.private & ~user,
+            uncounted=topology.private & ~user,
             shown=~topology.private | user,
         )
 
     def cpuset_nodes(self, topology: HostTopology) -> CpusetNodes:
         """All nodes with memory are tracked; only private ones would leave a task without ordinary memory."""
-        return CpusetNodes(topology.memory, must_keep=topology.public, migrates=topology.public)
+        return CpusetNodes(
+            topology.online, must_keep=topology.public, migrates=topology.public, memory=topology.memory
+        )
 
     def move_targets(self, topology: HostTopology) -> int:
         """General nodes and private ones that have `migrate_to`."""

@@ -169,12 +169,15 @@ class NoFallback:
             alone=user,
             refused=topology.private & ~user,
             refused_unless_bind=topology.private,
+            ungoverned=user,
+            uncounted=topology.private & ~user,
         )
 
     def cpuset_nodes(self, topology: HostTopology) -> CpusetNodes:
-        """As nodes with memory; never private ones alone."""
-        user = topology.private & topology.with_feature(Feature.USER_NUMA)
-        return CpusetNodes(topology.public | user, must_keep=topology.public, migrates=topology.public)
+        """N_MEMORY excludes private nodes, so that cpusets know nothing of them."""
+        return CpusetNodes(
+            topology.online, inert=topology.private, migrates=topology.public, memory=topology.memory
+        )
 
     def move_targets(self, topology: HostTopology) -> int:
         """General nodes and those with the knob."""

@@ -160,17 +160,26 @@ class PrivateZonelist:
         narrowed.
         """
         user = topology.private & topology.with_feature(Feature.USER_NUMA)
-        return PolicyNodes(memory=topology.public | user, private=user, bind_only=user)
+        return PolicyNodes(
+            memory=topology.public | user,
+            private=user,
+            bind_only=user,
+            uncounted=topology.private & ~user,
+            shown=~topology.private | user,
+        )
 
     def cpuset_nodes(self, topology: HostTopology) -> CpusetNodes:
         """Private nodes may be named with USER_NUMA. A cpuset carries no choice of list, so that it must have a
-        general node: F0 and F1 refuse one without, F2 adds the parent's.
+        general node: F0 and F1 refuse one without; F2 keeps any request and adds the parent's.
         """
+        kept = self.variant.keeps_requests
+        closed = topology.private & ~topology.with_feature(Feature.USER_NUMA)
         return CpusetNodes(
-            self.policy_nodes(topology).memory,
-            must_keep=0 if self.variant.keeps_requests else topology.public,
-            adds_general=topology.public if self.variant.keeps_requests else 0,
+            topology.online if kept else topology.online & ~closed,
+            must_keep=0 if kept else topology.public,
+            adds_general=topology.public if kept else 0,
             migrates=topology.public,
+            memory=topology.memory,
         )
 
     def move_targets(self, topology: HostTopology) -> int:

@@ -88,11 +88,16 @@ class PrivateZonelistPerNode:
 
     def policy_nodes(self, topology: HostTopology) -> PolicyNodes:
         """General nodes only; a private one beside them drops out."""
-        return PolicyNodes(memory=topology.public)
+        return PolicyNodes(memory=topology.public, uncounted=topology.private, no_home=topology.private)
 
     def cpuset_nodes(self, topology: HostTopology) -> CpusetNodes:
         """Any node may be named and is kept as requested; the parent's general nodes are added when none is."""
-        return CpusetNodes(topology.memory, adds_general=topology.public, migrates=topology.public)
+        return CpusetNodes(
+            topology.online,
+            adds_general=topology.public,
+            migrates=topology.public,
+            memory=topology.memory,
+        )
 
     def move_targets(self, topology: HostTopology) -> int:
         """General nodes only."""

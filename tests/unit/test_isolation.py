@@ -307,23 +307,24 @@ def test_the_page_cache_follows_a_marked_policy_only_behind_the_flag():
 
 
 @pytest.mark.parametrize(
-    ("name", "namable", "must_keep"),
+    ("name", "namable", "top", "must_keep", "adds_general"),
     [
-        ("gfp-private", ALL, 0b11),
-        ("no-fallback", 0b111, 0b11),
-        ("caps:a", 0b111, 0b11),
-        ("caps:b", ALL, 0),
-        ("caps", 0b111, 0b11),
-        ("private-zonelist:F0", 0b111, 0b11),
-        ("private-zonelist", 0b111, 0b11),
-        ("private-zonelist:F2", 0b111, 0),
-        ("private-zonelist-per-node", ALL, 0),
+        ("gfp-private", ALL, ALL, 0b11, 0),
+        ("no-fallback", ALL, 0b11, 0, 0),
+        ("caps:a", ALL, 0b11, 0, 0),
+        ("caps:b", ALL, 0b11, 0, 0),
+        ("caps", 0b111, ALL, 0b11, 0),
+        ("private-zonelist:F0", 0b111, ALL, 0b11, 0),
+        ("private-zonelist", 0b111, ALL, 0b11, 0),
+        ("private-zonelist:F2", ALL, ALL, 0, 0b11),
+        ("private-zonelist-per-node", ALL, ALL, 0, 0b11),
     ],
 )
-def test_cpusets(name, namable, must_keep):
+def test_cpusets(name, namable, top, must_keep, adds_general):
     asked = Asked(name)
     rules = asked.design.cpuset_nodes(asked.topology)
-    assert (rules.namable, rules.must_keep) == (namable, must_keep)
+    assert (rules.namable, rules.top) == (namable, top)
+    assert (rules.must_keep, rules.adds_general, rules.migrates) == (must_keep, adds_general, 0b11)
 
 
 def test_move_targets():
