@@ -200,6 +200,21 @@ def return_page(memory: Memory, pool: HugePool, head: int) -> None:
         pool.free.setdefault(nid, []).append(head)
 
 
+def unreserve(memory: Memory, pool: HugePool, nr: int) -> None:
+    """`hugetlb_acct_memory` of less, `return_unused_surplus_pages`: promises are taken back, and as many free pages
+    go that the administrator no longer wants.
+    """
+    pool.reserved -= nr
+    for _ in range(min(nr, pool.total_surplus)):
+        nodes = memory_nodes(memory)
+        nid = _next_to_free(pool, nodes, lambda n: bool(pool.surplus.get(n) and pool.free.get(n)))
+        if nid < 0:
+            break
+        _give_back(memory, pool, nid, pool.free[nid].pop())
+        pool.add(pool.nr, nid, -1)
+        pool.add(pool.surplus, nid, -1)
+
+
 def dissolve_free_page(memory: Memory, pool: HugePool, head: int) -> bool:
     """`dissolve_free_huge_page`: a free page that nobody was promised leaves the pool; whether it did."""
     nid = memory.frames.nid_of(head)

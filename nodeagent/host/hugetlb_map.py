@@ -13,6 +13,7 @@ import errno
 
 import numpy as np
 
+from privmem.nodeagent.host import hugetlb
 from privmem.nodeagent.host.costs import FAULT_NS, HUGE_CLEAR_NS, WP_FAULT_NS
 from privmem.nodeagent.host.high_order import HPAGE_PAGES, Reservation
 from privmem.nodeagent.host.hugetlb import pool_of, return_page, take_page
@@ -70,6 +71,22 @@ def create(
         mm_id = task.mm.mm_id if private else -1
         memory.high_order.reservations.append(Reservation(holder.object_id, mm_id, list(range(huge))))
     return holder
+
+
+def mmap_hugetlb(
+    memory: Memory, task: Task, start: int, nr_pages: int, private: bool, noreserve: bool = False
+) -> int:
+    """MAP_ANONYMOUS | MAP_HUGETLB at page `start`: 0, -EINVAL off the borders of huge pages, -ENOMEM when the pool
+    cannot promise the pages.
+    """
+    from privmem.nodeagent.host import syscalls  # both need each other, as in the kernel
+
+    if start % HPAGE_PAGES:
+        return -errno.EINVAL
+    holder = create(memory, task, nr_pages, private, noreserve)
+    if isinstance(holder, int):
+        return holder
+    return syscalls.mmap_object(memory, task, start, nr_pages, holder, private)
 
 
 def is_hugetlb(memory: Memory, vma: Vma) -> bool:
@@ -206,8 +223,9 @@ def unreserve(memory: Memory, task: Task, part: Vma) -> None:
     for r in memory.high_order.reservations:
         if r.object_id == part.object_id and r.mm_id == task.mm.mm_id:
             kept = [i for i in r.indices if not first <= i < last]
-            pool_of(memory).reserved -= len(r.indices) - len(kept)
+            gone = len(r.indices) - len(kept)
             r.indices[:] = kept
+            hugetlb.unreserve(memory, pool_of(memory), gone)
 
 
 def release(memory: Memory, holder: MemObject) -> None:
@@ -218,10 +236,9 @@ def release(memory: Memory, holder: MemObject) -> None:
         return_page(memory, pool_of(memory), head)
     holder.pages.clear()
     high_order = memory.high_order
-    for r in high_order.reservations:
-        if r.object_id == holder.object_id:
-            pool_of(memory).reserved -= len(r.indices)
+    gone = sum(len(r.indices) for r in high_order.reservations if r.object_id == holder.object_id)
     high_order.reservations = [r for r in high_order.reservations if r.object_id != holder.object_id]
+    hugetlb.unreserve(memory, pool_of(memory), gone)
     memory.page_cache.forget(holder.object_id)
 
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from privmem.nodeagent.host import filemap, numa_balancing, syscalls
+import numpy as np
+
+from privmem.nodeagent.host import compaction, filemap, khugepaged, numa_balancing, syscalls
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.drivers.owner import OwnerPages
+from privmem.nodeagent.host.high_order_files import add_files
 from privmem.nodeagent.host.hotplug import Hotplug, possible_mask
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.pagecache import MemObject
+from privmem.nodeagent.host.memory_failure import Failure, memory_failure
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.reclaim import run_kswapd
 from privmem.nodeagent.host.sysfs import Files, kilobytes
@@ -210,6 +214,21 @@ class Kernel:
         self.memory.vmstat.add("oom_kill")
         victim.die()
         return victim
+
+    def khugepaged(self, nr_pages: int | None = None) -> int:
+        """One scan of khugepaged (default: `pages_to_scan`); how many huge pages it made."""
+        tasks = [p.task for p in self.processes.values() if not p.exited]
+        return khugepaged.khugepaged(self.memory, tasks, nr_pages)
+
+    def kcompactd(self, nid: int, order: int) -> int:
+        """kcompactd of a node, woken for free blocks of an order; how many pages it moved."""
+        return compaction.kcompactd(self.memory, nid, order)
+
+    def memory_failure(self, pfn: int) -> Failure:
+        """A hardware error in a frame; the owner of a private node is told."""
+        nr_frames = self.memory.frames.nr_frames
+        claim = self.hotplug.claims.get(self.memory.frames.nid_of(pfn)) if 0 <= pfn < nr_frames else None
+        return memory_failure(self.memory, pfn, claim.owner if claim else "")
 
     # -- hotplug
 

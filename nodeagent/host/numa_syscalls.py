@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from privmem.nodeagent.host import huge_split
+from privmem.nodeagent.host import huge_split, thp_migrate
 from privmem.nodeagent.host.fault import handle_fault
 from privmem.nodeagent.host.filemap import vma_policy, vma_request
 from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_PRESENT
@@ -248,6 +248,7 @@ def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> i
     The pages are isolated first, out of reach of the reclaim that the allocations may start. All new frames
     are taken before anything moves, so that NeedsExtent leaves the pages where they are.
     """
+    pfns, contexts = thp_migrate.move_whole(memory, pfns, contexts)
     for pfn in pfns:
         memory.lru_del(pfn)
     stay: list[int] = []
@@ -425,11 +426,12 @@ def move_pages(
         if answer >= 0 and answer != nid:
             if not (flags & MPOL_MF_MOVE_ALL or memory.mapped_once(pfn)):
                 answer = -errno.EACCES
-            elif pfn in seen or not memory.frames.flags[pfn] & PG_LRU:
+            elif pfn in seen or not np.all(memory.frames.flags[thp_migrate.page_of(memory, pfn)] & PG_LRU):
                 answer = -errno.EBUSY
             else:
-                seen[pfn] = position
-                queued.append((position, pfn, nid))
+                for part in thp_migrate.page_of(memory, pfn):
+                    seen[part] = position
+                    queued.append((position, part, nid))
                 continue
         status[position] = answer
     contexts = [_to_node(task, nid, task.mems_allowed) for _, _, nid in queued]

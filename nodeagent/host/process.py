@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privmem.nodeagent.host import numa_syscalls, syscalls
+from privmem.nodeagent.host import hugetlb_map, khugepaged, numa_syscalls, pins, syscalls, thp
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
+from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.task import Task
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from privmem.nodeagent.host.kernel import Kernel
 
 MADV_DONTNEED = 4
+MADV_HUGEPAGE = 14
+MADV_NOHUGEPAGE = 15
+MADV_COLLAPSE = 25
 
 #: Where the kernel puts mappings that name no address.
 _MMAP_BASE = 0x7000_0000_0000
@@ -46,8 +51,12 @@ class Process:
         self.kernel = kernel
         self.task = task
         self.cgroup = cgroup
-        #: Ended, by itself or by a signal.
+        #: Ended, by itself or by a signal; and whether the OOM killer did it.
         self.exited = False
+        self.killed = False
+        #: Faults that it took, without and with reading a page from somewhere, since `mark_faults`.
+        self.soft_faults = 0
+        self.hard_faults = 0
 
     @property
     def pid(self) -> int:
@@ -61,7 +70,7 @@ class Process:
         """mmap(2): anonymous memory, or a file from `offset` on; private unless `shared`. Returns the address;
         `addr` is taken as it is (MAP_FIXED), 0 lets the kernel choose.
         """
-        start = _page_of(addr) if addr else self._free_address(_pages_in(length))
+        start = _page_of(addr) if addr else self.free_address(_pages_in(length))
         nr = _pages_in(length)
         memory, task = self.kernel.memory, self.task
         if file is not None:
@@ -79,10 +88,41 @@ class Process:
 
     def madvise(self, addr: int, length: int, advice: int) -> None:
         """madvise(2)."""
-        if advice != MADV_DONTNEED:
+        calls: dict[int, Callable[..., int]] = {
+            MADV_DONTNEED: syscalls.madvise_dontneed,
+            MADV_HUGEPAGE: partial(thp.madvise, huge=True),
+            MADV_NOHUGEPAGE: partial(thp.madvise, huge=False),
+            MADV_COLLAPSE: khugepaged.madvise_collapse,
+        }
+        if advice not in calls:
             raise OSError(errno.EINVAL, "EINVAL")
-        call = syscalls.madvise_dontneed
-        self._check(call(self.kernel.memory, self.task, _page_of(addr), _pages_in(length)))
+        self._check(calls[advice](self.kernel.memory, self.task, _page_of(addr), _pages_in(length)))
+
+    def mmap_hugetlb(self, length: int, shared: bool = False, noreserve: bool = False, addr: int = 0) -> int:
+        """mmap(2) with MAP_ANONYMOUS | MAP_HUGETLB, of 2 MiB pages of the pool. Returns the address."""
+        nr = -(-_pages_in(length) // HPAGE_PAGES) * HPAGE_PAGES
+        start = _page_of(addr) if addr else self.free_address(nr + HPAGE_PAGES - 1)
+        if addr and start % HPAGE_PAGES:
+            raise OSError(errno.EINVAL, f"0x{addr:x} is not on a border of huge pages")
+        start = -(-start // HPAGE_PAGES) * HPAGE_PAGES
+        memory, task = self.kernel.memory, self.task
+        self._check(hugetlb_map.mmap_hugetlb(memory, task, start, nr, not shared, noreserve))
+        return start << PAGE_SHIFT
+
+    def pin(self, addr: int, length: int, write: bool = True, longterm: bool = True) -> int:
+        """`pin_user_pages` by a device on behalf of the process (io_uring, RDMA): how many pages are pinned."""
+        call = pins.pin_user_pages
+        pages = _page_of(addr), _pages_in(length)
+        return self._check(call(self.kernel.memory, self.task, *pages, write, longterm))
+
+    def unpin(self, addr: int | None = None, length: int = 0) -> int:
+        """Undo pins of these pages, or all of the process: how many."""
+        start = None if addr is None else _page_of(addr)
+        return pins.unpin_user_pages(self.kernel.memory, self.task, start, _pages_in(length))
+
+    def anon_huge_pages(self) -> int:
+        """`AnonHugePages` of smaps_rollup, in base pages."""
+        return thp.anon_huge_pages(self.kernel.memory, self.task)
 
     def fork(self) -> Process:
         """fork(2): the child."""
@@ -107,7 +147,12 @@ class Process:
         memory = self.kernel.memory
         while True:
             self._alive()
+            count = memory.vmstat.count
+            faults, hard = count["pgfault"], count["pgmajfault"]
             error = syscalls.touch(memory, self.task, _page_of(addr), _pages_in(length), write)
+            hard = count["pgmajfault"] - hard
+            self.hard_faults += hard
+            self.soft_faults += count["pgfault"] - faults - hard
             if not error:
                 return
             if error == FAULT_SIGBUS:
@@ -116,6 +161,7 @@ class Process:
                 raise Signalled(signal.SIGSEGV, f"no right to some address of 0x{addr:x}+{length}")
             victim = self.kernel.out_of_memory(self)
             if victim is None or victim is self:
+                self.killed = True
                 self.die()
                 raise Signalled(signal.SIGKILL, "the OOM killer chose this process")
 
@@ -163,6 +209,14 @@ class Process:
 
     # -- looking
 
+    def mark_faults(self) -> None:
+        """Faults count from here on."""
+        self.soft_faults = self.hard_faults = 0
+
+    def faults_since_mark(self) -> tuple[int, int]:
+        """(soft, hard)."""
+        return self.soft_faults, self.hard_faults
+
     def where(self, addr: int, length: int) -> list[int | None]:
         """The node of each page as the hardware would see it, whoever may ask: None for one that is not mapped
         (`/proc/<pid>/pagemap` and the page's frame).
@@ -186,8 +240,8 @@ class Process:
 
     # -- inside
 
-    def _free_address(self, nr_pages: int) -> int:
-        """The lowest gap above the base that is wide enough."""
+    def free_address(self, nr_pages: int) -> int:
+        """First virtual page of the lowest gap above the base that is wide enough."""
         vpn = _MMAP_BASE >> PAGE_SHIFT
         for vma in self.task.mm.vmas:
             if vma.start < vpn + nr_pages and vma.end > vpn:

@@ -62,7 +62,7 @@ def mmap_object(
     memory: Memory, task: Task, start: int, nr_pages: int, holder: MemObject, private: bool, index: int = 0
 ) -> int:
     """MAP_SHARED or MAP_PRIVATE of pages [index, index + nr_pages) of a file or object."""
-    if nr_pages <= 0:
+    if nr_pages <= 0 or hugetlb_map.cuts_a_page(memory, task, start, start + nr_pages):
         return -errno.EINVAL
     holder.vma_pages += nr_pages  # before the room is made: what goes there may be its last other mapping
     _make_room(memory, task, start, nr_pages)

@@ -40,6 +40,8 @@ EVENTS = (
     "thp_collapse_alloc_failed",
     "thp_split_page",
     "thp_split_pmd",
+    "thp_migration_success",
+    "thp_migration_split",
     "compact_isolated",
     "compact_stall",
     "compact_success",

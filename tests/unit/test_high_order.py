@@ -11,7 +11,7 @@ from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.layout import PG_HELD, PTE_PFN_SHIFT
 from privmem.scheduler import plain
-from privmem.scheduler.abi import MPOL_MF_MOVE, MPOL_MF_STRICT, Feature, Mpol
+from privmem.scheduler.abi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, Feature, Mpol
 from privmem.scheduler.topology import ZONE_NORMAL
 
 
@@ -100,11 +100,40 @@ def test_parts_split_what_they_cut(box):
     assert (mapped(), *box.count("thp_split_pmd")) == (2, 1)
     assert box.bind(D1, 5, VPN + 2 * HUGE) == 0
     assert (mapped(), *box.count("thp_split_pmd", "thp_split_page")) == (1, 2, 0)
-    error, status = numa_syscalls.move_pages(box.memory, box.task, [VPN + 3 * HUGE + 7], [D1], MPOL_MF_MOVE)
-    assert (error, status) == (0, [D1])
-    assert (mapped(), *box.count("thp_split_pmd", "thp_split_page")) == (0, 3, 1)
     validate_memory(box.memory)
-    assert box.nids(9, VPN + 3 * HUGE) == [D0] * 7 + [D1, D0]
+
+
+def test_a_huge_page_moves_as_one_and_falls_apart_where_no_block_is(box):
+    box.map(2 * HUGE, huge=True)
+    assert box.touch(2 * HUGE) == 0
+    events = ("thp_migration_success", "thp_migration_split", "thp_split_page", "pgmigrate_success")
+    move = lambda vpn, nid: numa_syscalls.move_pages(box.memory, box.task, [vpn], [nid], MPOL_MF_MOVE)  # noqa: E731
+    assert move(VPN + 7, D1) == (0, [D1])
+    validate_memory(box.memory)
+    assert box.nids(2 * HUGE) == [D1] * HUGE + [D0] * HUGE
+    assert thp.anon_huge_pages(box.memory, box.task) == 2 * HUGE
+    assert box.count(*events) == [1, 0, 0, HUGE]
+    assert numa_syscalls.migrate_pages(box.memory, box.task, 1 << D0 | 1 << D1, 1 << P) == 0
+    validate_memory(box.memory)
+    assert box.nids(2 * HUGE) == [P] * 2 * HUGE
+    assert box.count(*events) == [3, 0, 0, 3 * HUGE]
+    fill_node(box, P, HUGE)  # leaves one block, and no room above the watermark
+    box.map(HUGE, VPN + 4 * HUGE, huge=True)
+    assert box.touch(1, VPN + 4 * HUGE) == 0
+    assert move(VPN + 4 * HUGE, P)[0] > 0
+    validate_memory(box.memory)
+    assert thp.anon_huge_pages(box.memory, box.task) == 2 * HUGE
+    assert box.count(*events)[:3] == [3, 1, 1]
+
+
+def test_a_bind_moves_huge_pages_as_one(box):
+    box.map(HUGE, huge=True)
+    assert box.touch(1) == 0
+    child = syscalls.fork(box.memory, box.task, 77)
+    assert box.bind(P, HUGE, flags=MPOL_MF_MOVE_ALL) == 0
+    validate_memory(box.memory)
+    assert box.nids(HUGE) == [P] * HUGE
+    assert thp.anon_huge_pages(box.memory, box.task) == thp.anon_huge_pages(box.memory, child) == HUGE
 
 
 def test_fork_shares_huge_pages_and_a_write_splits_the_writer_only(box):
