@@ -85,6 +85,7 @@ class Kernel:
         self.processes: dict[int, Process] = {}
         self.sysfs = Files(self)
         self.owners = OwnerPages(self.memory)
+        add_files(self)
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []
         self._next_pid = 1
