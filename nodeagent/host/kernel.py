@@ -17,9 +17,10 @@ from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.drivers.owner import OwnerPages
 from privmem.nodeagent.host.high_order_files import add_files
 from privmem.nodeagent.host.hotplug import Hotplug, possible_mask
+from privmem.nodeagent.host.layout import PG_HELD
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
-from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.memory_failure import Failure, memory_failure
+from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.reclaim import run_kswapd
 from privmem.nodeagent.host.sysfs import Files, kilobytes
@@ -84,8 +85,8 @@ class Kernel:
         self.files: dict[str, MemObject] = {}
         self.processes: dict[int, Process] = {}
         self.sysfs = Files(self)
-        self.owners = OwnerPages(self.memory)
         add_files(self)
+        self.owners = OwnerPages(self.memory)
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []
         self._next_pid = 1
@@ -125,6 +126,18 @@ class Kernel:
         self.processes[task.pid] = process
         self._next_pid += 1
         return process
+
+    def attach(self, process: Process, cgroup: str) -> None:
+        """Write `cgroup.procs`: the process takes the cgroup's mems (`cpuset_attach`)."""
+        before = process.task.mems_allowed
+        process.cgroup = cgroup
+        mems = self.cgroups[cgroup].cpuset
+        if before != mems.effective:
+            syscalls.apply_mems(self.memory, [process.task], MemsChange(0, mems, True, before))
+
+    def hold(self, pfn: int) -> None:
+        """A page that the kernel took for itself: on no LRU list, moved by nobody."""
+        self.memory.frames.flags[pfn] |= np.uint16(PG_HELD)
 
     def create_cgroup(self, name: str, parent: str = "") -> Cgroup:
         """`mkdir`: a cpuset with nothing requested, all of the parent's nodes in effect."""
@@ -202,20 +215,6 @@ class Kernel:
         """Write kernel.numa_balancing: 0 off, 1 balancing, 2 memory tiering."""
         self.memory.numa_balancing = replace(self.memory.numa_balancing, mode=mode)
 
-    def advance(self, time_ns: int) -> None:
-        """Let virtual time pass."""
-        self.memory.now_ns += time_ns
-
-    def out_of_memory(self, process: Process) -> Process | None:
-        """The OOM killer for a fault of `process`; the victim, or None when there is nobody to kill."""
-        alive = [p for p in self.processes.values() if not p.exited and p.resident_pages()]
-        if not alive:
-            return None
-        victim = max(alive, key=lambda p: (p.resident_pages(), -p.pid))
-        self.memory.vmstat.add("oom_kill")
-        victim.die()
-        return victim
-
     def khugepaged(self, nr_pages: int | None = None) -> int:
         """One scan of khugepaged (default: `pages_to_scan`); how many huge pages it made."""
         tasks = [p.task for p in self.processes.values() if not p.exited]
@@ -230,6 +229,21 @@ class Kernel:
         nr_frames = self.memory.frames.nr_frames
         claim = self.hotplug.claims.get(self.memory.frames.nid_of(pfn)) if 0 <= pfn < nr_frames else None
         return memory_failure(self.memory, pfn, claim.owner if claim else "")
+
+    def advance(self, time_ns: int) -> None:
+        """Let virtual time pass."""
+        self.memory.now_ns += time_ns
+
+    def out_of_memory(self, process: Process) -> Process | None:
+        """The OOM killer for a fault of `process`; the victim, or None when there is nobody to kill."""
+        alive = [p for p in self.processes.values() if not p.exited and p.resident_pages()]
+        if not alive:
+            return None
+        victim = max(alive, key=lambda p: (p.resident_pages(), -p.pid))
+        self.memory.vmstat.add("oom_kill")
+        victim.killed = True
+        victim.die()
+        return victim
 
     # -- hotplug
 

@@ -1,0 +1,179 @@
+"""What an administrator and a node's driver do in a litmus test: files, hotplug, cgroups, devices, the owner."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from privmem.cluster.litmus.world import Stuck, World, check
+from privmem.nodeagent.host.drivers.anondax import AnonDax
+from privmem.nodeagent.host.drivers.dax_test import DaxTest
+from privmem.scheduler.abi import Feature
+from privmem.scheduler.isolation.design import Claim
+from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL
+
+Values = dict[str, Any]
+
+
+def _write(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.sysfs.write(values["word"], values["text"]))
+
+
+def _read(world: World, _actor: str, values: Values) -> str:
+    text = world.kernel.sysfs.read(values["word"])
+    if isinstance(text, int):
+        check(text)
+    return str(text)
+
+
+def _plug(world: World, _actor: str, values: Values) -> None:
+    zone = ZONE_NORMAL if "kernel_zone" in values else ZONE_MOVABLE
+    wish: Feature | None = values.get("features")
+    check(world.kernel.plug(values["node"], wish, owner=values.get("word", ""), zone=zone))
+
+
+def _online(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.online(values["node"], ZONE_NORMAL if "kernel_zone" in values else ZONE_MOVABLE))
+
+
+def _offline(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.offline(values["node"]))
+
+
+def _unplug(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.unplug(values["node"]))
+
+
+def _cgroup(world: World, _actor: str, values: Values) -> None:
+    world.kernel.create_cgroup(values["word"], values.get("cgroup", ""))
+
+
+def _mems(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.write_mems(values["cgroup"], values["nodes"]))
+
+
+def _demotion(world: World, _actor: str, values: Values) -> None:
+    text = "1" if "on" in values else "0"
+    check(world.kernel.sysfs.write("/sys/kernel/mm/numa/demotion_enabled", text))
+
+
+def _drop_caches(world: World, _actor: str, _values: Values) -> int:
+    world.kernel.sync()
+    return world.kernel.drop_caches()
+
+
+def _hugepages(world: World, _actor: str, values: Values) -> None:
+    node = values.get("node")
+    where = "/sys/kernel/mm" if node is None else f"/sys/devices/system/node/node{node}"
+    path = f"{where}/hugepages/hugepages-2048kB/nr_hugepages"
+    check(world.kernel.sysfs.write(path, str(values["number"])))
+
+
+def _compact(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.sysfs.write(f"/sys/devices/system/node/node{values['node']}/compact", "1"))
+
+
+# -- drivers
+
+
+def _dax_test(world: World, _actor: str, values: Values) -> None:
+    first, nr = values.get("first", 0), values.get("number")
+    world.devices[values["result"]] = DaxTest(world.kernel, values["node"], first, nr)
+
+
+def _anondax(world: World, _actor: str, values: Values) -> None:
+    world.devices[values["result"]] = AnonDax(world.kernel, values["node"])
+
+
+def _set(world: World, _actor: str, values: Values) -> None:
+    device = world.devices[values["device"]]
+    if not isinstance(device, DaxTest):
+        raise Stuck("only a dax_test device has attributes")
+    check(device.write(values["word"], values["text"]))
+
+
+def _get(world: World, _actor: str, values: Values) -> str:
+    device = world.devices[values["device"]]
+    text = device.read(values["word"]) if isinstance(device, DaxTest) else None
+    if text is None:
+        raise OSError(errno.ENOENT, "ENOENT")
+    return text
+
+
+def _kill(world: World, _actor: str, values: Values) -> None:
+    device = world.devices[values["device"]]
+    if not isinstance(device, AnonDax):
+        raise Stuck("only an anondax device is killed")
+    check(device.kill())
+
+
+def _alloc(world: World, _actor: str, values: Values) -> str:
+    """The owner takes pages; where the last one came from."""
+    kernel, node = world.kernel, values["node"]
+    claim = kernel.hotplug.claims.get(node)
+    owner = claim.owner if claim else "driver"
+    taken = world.taken.setdefault(values["result"] or f"pages of {world.node_name(node)}", [])
+    nid = node
+    for _ in range(values.get("number", 1)):
+        pfn = check(kernel.owners.alloc(owner, node, this_node="preferred" not in values))
+        taken.append(pfn)
+        nid = kernel.memory.frames.nid_of(pfn)
+    return world.node_name(nid)
+
+
+def _free(world: World, _actor: str, values: Values) -> int:
+    taken = world.taken.get(f"pages of {world.node_name(values['node'])}", [])
+    for pfn in taken:
+        world.kernel.owners.free(pfn)
+    count = len(taken)
+    taken.clear()
+    return count
+
+
+def _claim(world: World, _actor: str, values: Values) -> None:
+    features = world.kernel.design.grant(values.get("features", Feature.NONE))
+    check(world.kernel.hotplug.claim(values["node"], Claim(values["word"], features)))
+
+
+def _release(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.hotplug.release(values["node"]))
+
+
+VERBS = [
+    ("write WORD TEXT", _write, "write a file of /sys, /proc or the cgroup tree"),
+    ("cat WORD", _read, "read such a file"),
+    (
+        "plug NODE [features FEATURES] [owner WORD] [kernel_zone]",
+        _plug,
+        "a driver claims the node with its wishes, adds its memory and puts it online (movable)",
+    ),
+    ("online NODE [kernel_zone]", _online, "put added memory online again"),
+    ("offline NODE", _offline, "all memory of the node goes offline; its pages move out"),
+    ("unplug NODE", _unplug, "offline, and remove"),
+    ("cgroup WORD [in CGROUP]", _cgroup, "make a cgroup"),
+    ("mems CGROUP NODES", _mems, "write cpuset.mems"),
+    ("demotion on|off", _demotion, "/sys/kernel/mm/numa/demotion_enabled"),
+    ("drop_caches", _drop_caches, "sync, and forget clean page cache that nobody maps: pages dropped"),
+    ("hugepages [NODE] NUMBER", _hugepages, "size of the huge page pool: the global file, or a node's"),
+    ("compact NODE", _compact, "write to the node's compact file"),
+]
+
+DRIVER_VERBS = [
+    (
+        "dax_test NODE [from FIRST:NUMBER] [pages NUMBER]",
+        _dax_test,
+        "`dev = dax_test P`: the series' test device; attributes state, memory_features, adistance",
+    ),
+    ("anondax NODE", _anondax, "`dev = anondax P`: the latest version's shared anonymous device"),
+    ("set DEVICE WORD TEXT", _set, "write an attribute of a test device"),
+    ("get DEVICE WORD", _get, "read one"),
+    ("kill DEVICE", _kill, "unbind an anondax device"),
+    (
+        "alloc NODE [NUMBER] [preferred]",
+        _alloc,
+        "the owner takes pages of its node; preferred: without THISNODE",
+    ),
+    ("free NODE", _free, "and gives them all back: how many"),
+    ("claim NODE as WORD [with FEATURES]", _claim, "claim a node without bringing memory"),
+    ("release NODE", _release, "give the claim back"),
+]

@@ -1,0 +1,267 @@
+"""What a process does in a litmus test: system calls and accesses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privmem.cluster.litmus.values import RangeRef
+from privmem.cluster.litmus.world import Mapped, Stuck, World, check, run_lengths
+from privmem.nodeagent.host import filemap
+from privmem.nodeagent.host.drivers.anondax import AnonDax
+from privmem.nodeagent.host.drivers.dax_test import DaxTest
+from privmem.nodeagent.host.pagecache import MemObject
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import (
+    MPOL_F_RELATIVE_NODES,
+    MPOL_F_STATIC_NODES,
+    MPOL_MF_MOVE,
+    MPOL_MF_MOVE_ALL,
+    MPOL_MF_STRICT,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    Mpol,
+)
+
+Values = dict[str, Any]
+
+#: Address of the first named mapping at a fixed place.
+_FIXED_BASE = 0x1000_0000_0000
+
+
+def _file(world: World, name: str) -> MemObject:
+    found = world.kernel.files.get(name) or world.opened.get(name)
+    if found is None:
+        raise Stuck(f"there is no file {name}")
+    return found
+
+
+def _range(world: World, actor: str, ref: RangeRef) -> tuple[int, int]:
+    mapped = world.mapping(actor, ref)
+    return mapped.addr, mapped.length
+
+
+def _keep(world: World, actor: str, values: Values, addr: int, length: int) -> None:
+    world.mappings[actor, values["result"]] = Mapped(actor, addr, -(-length // PAGE_SIZE) * PAGE_SIZE)
+
+
+def _mmap(world: World, actor: str, values: Values) -> None:
+    shared, addr = "shared" in values, int(values.get("addr", 0))
+    _keep(
+        world,
+        actor,
+        values,
+        world.process(actor).mmap(values["size"], shared=shared, addr=addr),
+        values["size"],
+    )
+
+
+def _mmap_file(world: World, actor: str, values: Values) -> None:
+    file = _file(world, values["file"])
+    first = values.get("first", 0)
+    length = values.get("size", (file.nr_pages - first) * PAGE_SIZE)
+    addr = world.process(actor).mmap(length, shared="shared" in values, file=file, offset=first * PAGE_SIZE)
+    _keep(world, actor, values, addr, length)
+
+
+def _mmap_device(world: World, actor: str, values: Values) -> None:
+    process, length = world.process(actor), values["size"]
+    device = world.devices[values["device"]]
+    nr = length >> PAGE_SHIFT
+    start = process.free_address(nr)
+    if isinstance(device, DaxTest):
+        check(device.mmap(process.task, start, nr, "shared" in values))
+    else:
+        opened = world.opened.get(values.get("word", "")) or _open_device(device)
+        check(device.mmap(process.task, opened, start, nr, values.get("first", 0), "shared" in values))
+    _keep(world, actor, values, start << PAGE_SHIFT, length)
+
+
+def _open_device(device: AnonDax) -> MemObject:
+    opened = device.open()
+    if isinstance(opened, int):
+        check(opened)
+    assert isinstance(opened, MemObject)
+    return opened
+
+
+def _open(world: World, actor: str, values: Values) -> None:
+    device = world.devices[values["device"]]
+    if not isinstance(device, AnonDax):
+        raise Stuck("only an anondax device is opened by name")
+    world.opened[values["result"]] = _open_device(device)
+
+
+def _mmap_huge(world: World, actor: str, values: Values) -> None:
+    addr = world.process(actor).mmap_hugetlb(values["size"], shared="shared" in values)
+    _keep(world, actor, values, addr, values["size"])
+
+
+def _munmap(world: World, actor: str, values: Values) -> None:
+    world.process(actor).munmap(*_range(world, actor, values["range"]))
+
+
+def _store(world: World, actor: str, values: Values) -> None:
+    world.process(actor).touch(*_range(world, actor, values["range"]), write=True)
+
+
+def _load(world: World, actor: str, values: Values) -> None:
+    world.process(actor).touch(*_range(world, actor, values["range"]), write=False)
+
+
+def _read(world: World, actor: str, values: Values) -> int:
+    file = _file(world, values["file"])
+    first = values.get("first", 0)
+    nr = values.get("size", (file.nr_pages - first) * PAGE_SIZE) // PAGE_SIZE
+    process = world.process(actor)
+    return check(filemap.read_pages(world.kernel.memory, process.task, file, first, nr))
+
+
+def _mode(values: Values) -> int:
+    mode = int(values["mode"])
+    mode |= MPOL_F_STATIC_NODES if "static" in values else 0
+    return mode | (MPOL_F_RELATIVE_NODES if "relative" in values else 0)
+
+
+def _set_mempolicy(world: World, actor: str, values: Values) -> None:
+    world.process(actor).set_mempolicy(_mode(values), values.get("nodes", []))
+
+
+def _mbind(world: World, actor: str, values: Values) -> None:
+    flags = MPOL_MF_STRICT if "strict" in values else 0
+    flags |= MPOL_MF_MOVE if "move" in values else 0
+    flags |= MPOL_MF_MOVE_ALL if "move_all" in values else 0
+    process, area = world.process(actor), _range(world, actor, values["range"])
+    process.mbind(*area, _mode(values), values.get("nodes", []), flags)
+
+
+def _get_mempolicy(world: World, actor: str, values: Values) -> str:
+    process = world.process(actor)
+    ref = values.get("range")
+    if ref is None:
+        mode, nodes = process.get_mempolicy()
+    else:
+        mode, nodes = process.get_mempolicy(_range(world, actor, ref)[0], 2)
+    return policy_text(world, mode, nodes)
+
+
+def policy_text(world: World, mode: int, nodes: set[int]) -> str:
+    """`bind D0,P`, as commands write a policy."""
+    flags = "".join(
+        f" {name}"
+        for name, bit in (("static", MPOL_F_STATIC_NODES), ("relative", MPOL_F_RELATIVE_NODES))
+        if mode & bit
+    )
+    word = Mpol(mode & 0xFF).name.lower()
+    named = ",".join(world.node_name(nid) for nid in sorted(nodes))
+    return f"{word} {named}".strip() + flags
+
+
+def _mems_allowed(world: World, actor: str, _values: Values) -> str:
+    _, nodes = world.process(actor).get_mempolicy(flags=4)
+    return ",".join(world.node_name(nid) for nid in sorted(nodes))
+
+
+def _addresses(world: World, actor: str, ref: RangeRef) -> list[int]:
+    addr, length = _range(world, actor, ref)
+    return list(range(addr, addr + length, PAGE_SIZE))
+
+
+def _move_pages(world: World, actor: str, values: Values) -> str:
+    addrs = _addresses(world, actor, values["range"])
+    flags = MPOL_MF_MOVE_ALL if "all" in values else MPOL_MF_MOVE
+    status = world.process(actor).move_pages(addrs, [values["node"]] * len(addrs), flags)
+    return run_lengths([world.status_text(s) for s in status])
+
+
+def _query_pages(world: World, actor: str, values: Values) -> str:
+    status = world.process(actor).move_pages(_addresses(world, actor, values["range"]))
+    return run_lengths([world.status_text(s) for s in status])
+
+
+def _migrate_pages(world: World, actor: str, values: Values) -> int:
+    return world.process(actor).migrate_pages(values["from"], values["to"])
+
+
+def _madvise(world: World, actor: str, values: Values) -> None:
+    world.process(actor).madvise(*_range(world, actor, values["range"]), values["advice"])
+
+
+def _pin(world: World, actor: str, values: Values) -> int:
+    area = _range(world, actor, values["range"])
+    return world.process(actor).pin(*area, write="read" not in values, longterm="short" not in values)
+
+
+def _unpin(world: World, actor: str, values: Values) -> int:
+    return world.process(actor).unpin(*_range(world, actor, values["range"]))
+
+
+def _fork(world: World, actor: str, values: Values) -> None:
+    child = values["result"]
+    world.processes[child] = world.process(actor).fork()
+    for (owner, name), mapped in list(world.mappings.items()):
+        if owner == actor:
+            world.mappings[child, name] = Mapped(child, mapped.addr, mapped.length)
+
+
+def _exit(world: World, actor: str, _values: Values) -> None:
+    world.process(actor).exit()
+
+
+def _run_on(world: World, actor: str, values: Values) -> None:
+    cpus = [cpu for node in world.machine.nodes.values() if node.nid == values["node"] for cpu in node.cpus]
+    if not cpus:
+        raise Stuck(f"{world.node_name(values['node'])} has no CPU")
+    world.process(actor).sched_setaffinity(cpus[0])
+
+
+def _join(world: World, actor: str, values: Values) -> None:
+    world.kernel.attach(world.process(actor), values["cgroup"])
+
+
+def nodes_text(world: World, mask: int) -> str:
+    """Names of the nodes of a mask."""
+    return ",".join(world.node_name(nid) for nid in nodemask.nodes(mask))
+
+
+VERBS = [
+    (
+        "mmap SIZE [shared] [at ADDR:NUMBER]",
+        _mmap,
+        "`NAME = mmap 64 pages`: anonymous memory, private or shared",
+    ),
+    (
+        "mmap file FILE [shared] [from FIRST:NUMBER] [SIZE]",
+        _mmap_file,
+        "`NAME = mmap file f`: a file, from page FIRST on; private unless shared",
+    ),
+    (
+        "mmap device DEVICE SIZE [shared] [from FIRST:NUMBER] [opened WORD]",
+        _mmap_device,
+        "a driver's device file; `opened NAME` maps what `NAME = open DEVICE` opened",
+    ),
+    ("open DEVICE", _open, "`NAME = open dax`: open an anondax device file once"),
+    ("mmap hugetlb SIZE [shared]", _mmap_huge, "huge pages of the pool (MAP_HUGETLB)"),
+    ("munmap RANGE", _munmap, "munmap(2)"),
+    ("touch RANGE", _store, "write to each page, in order"),
+    ("store RANGE", _store, "the same as touch"),
+    ("load RANGE", _load, "read each page, in order"),
+    ("read FILE [from FIRST:NUMBER] [SIZE]", _read, "pread(2) of a file, page by page; gives the pages read"),
+    ("set_mempolicy MODE [NODES] [static|relative]...", _set_mempolicy, "set_mempolicy(2)"),
+    ("mbind RANGE MODE [NODES] [static|relative|strict|move|move_all]...", _mbind, "mbind(2)"),
+    ("get_mempolicy [RANGE]", _get_mempolicy, "get_mempolicy(2) of the task, or at an address: `bind P`"),
+    ("mems_allowed", _mems_allowed, "get_mempolicy(2) with MPOL_F_MEMS_ALLOWED: `D0,D1`"),
+    (
+        "move_pages RANGE NODE [all]",
+        _move_pages,
+        "move_pages(2) to one node: status of each page, `P*4 ENOENT`",
+    ),
+    ("query_pages RANGE", _query_pages, "move_pages(2) without nodes: where each page is"),
+    ("migrate_pages FROM:NODES TO:NODES", _migrate_pages, "migrate_pages(2) of itself: pages that stayed"),
+    ("madvise RANGE ADVICE", _madvise, "madvise(2): dontneed, pageout, cold, free, collapse, ..."),
+    ("pin RANGE [read] [short]", _pin, "a device pins pages, long-term unless short: how many"),
+    ("unpin RANGE", _unpin, "undo the pins"),
+    ("fork", _fork, "`B = fork`: a child, which has the same mappings under the same names"),
+    ("exit", _exit, "the process ends"),
+    ("run on NODE", _run_on, "move to the first CPU of a node"),
+    ("join CGROUP", _join, "move into a cgroup"),
+]

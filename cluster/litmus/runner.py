@@ -1,0 +1,94 @@
+"""Running a litmus file under one design, and what came out."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import Any
+
+from privmem.cluster.litmus.expectations import choose, outcome_agrees, shown
+from privmem.cluster.litmus.script import Script, Step
+from privmem.cluster.litmus.world import Stuck, World
+from privmem.nodeagent.host.process import Signalled
+from privmem.scheduler.errors import InvariantError
+
+PASSED, FAILED, NOT_RUN, ERROR = "passed", "failed", "not run", "error"
+
+
+@dataclass(slots=True)
+class Result:
+    """One file under one design."""
+
+    path: str
+    title: str
+    design: str
+    status: str
+    #: Why it failed, one entry an expectation, with the line.
+    reasons: list[str] = field(default_factory=list)
+    #: The kernel as it stood at the end, for `why`; None when it never ran.
+    world: World | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "file": self.path,
+            "title": self.title,
+            "design": self.design,
+            "status": self.status,
+            "reasons": self.reasons,
+        }
+
+
+def applies(script: Script, design: str) -> bool:
+    """Whether a file is about a design."""
+    return script.designs == ("every",) or design in script.designs
+
+
+def run_script(script: Script, design: str) -> Result:
+    """Run a file. It goes on after a failed expectation, and ends at a step that makes no sense."""
+    result = Result(script.path, script.title, design, PASSED)
+    if not applies(script, design):
+        result.status = NOT_RUN
+        return result
+    try:
+        world = World.boot(script.machine, script.processes, design)
+    except OSError as error:
+        result.status = ERROR
+        result.reasons.append(f"{script.path}: the machine does not boot: {error.strerror}")
+        return result
+    result.world = world
+    try:
+        for step in script.steps:
+            result.reasons += [f"line {step.line}: {reason}" for reason in _take(world, step, design)]
+        world.kernel.validate()
+    except (Stuck, InvariantError) as problem:
+        result.status = ERROR
+        result.reasons.append(f"line {step.line}: {step.actor or 'expect'}: {step.text}: {problem}")
+        return result
+    if result.reasons:
+        result.status = FAILED
+    return result
+
+
+def _take(world: World, step: Step, design: str) -> list[str]:
+    """Take a step; the expectations that did not hold."""
+    if step.call is None:
+        reasons = [claim.check(world, design) for claim in step.claims]
+        return [reason for reason in reasons if reason]
+    error, outcome = "", None
+    try:
+        outcome = step.call.run(world, step.actor)
+    except OSError as failure:
+        error = errno.errorcode.get(failure.errno or 0, str(failure.errno))
+    except Signalled as end:
+        error = end.signal.name
+    chosen = choose(step.outcome, design) if step.outcome is not None else None
+    came = error or ("ok" if outcome is None else outcome)
+    if chosen is None:
+        if step.outcome is None and error:
+            return [f"{step.actor}: {step.text}: expected ok, got {error}"]
+        return []
+    wanted = chosen.plain()
+    if outcome_agrees(error, outcome, wanted):
+        return []
+    return [f"{step.actor}: {step.text}: expected {shown(wanted)}, got {shown(came)}"]

@@ -1,0 +1,121 @@
+"""What a running litmus test holds: a kernel, and what the script's names stand for by now."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+
+from privmem.cluster.litmus.machine import Machine
+from privmem.cluster.litmus.values import RangeRef
+from privmem.nodeagent.host.drivers.anondax import AnonDax
+from privmem.nodeagent.host.drivers.dax_test import DaxTest
+from privmem.nodeagent.host.kernel import Kernel
+from privmem.nodeagent.host.pagecache import MemObject
+from privmem.nodeagent.host.process import Process
+from privmem.scheduler.abi import PAGE_SIZE
+
+
+class Stuck(Exception):
+    """A step makes no sense where it stands (a mapping that was never made); says why."""
+
+
+@dataclass(slots=True)
+class Mapped:
+    """A mapping by name."""
+
+    process: str
+    addr: int
+    length: int
+
+
+@dataclass(slots=True)
+class World:
+    """The state of one run of a script under one design."""
+
+    machine: Machine
+    kernel: Kernel
+    #: Where processes start: name -> (cpu, cgroup).
+    starts: dict[str, tuple[int, str]]
+    processes: dict[str, Process] = field(default_factory=dict)
+    #: (process, name) -> mapping.
+    mappings: dict[tuple[str, str], Mapped] = field(default_factory=dict)
+    devices: dict[str, DaxTest | AnonDax] = field(default_factory=dict)
+    opened: dict[str, MemObject] = field(default_factory=dict)
+    #: Frames that drivers and the kernel took, by the name that the script gave them.
+    taken: dict[str, list[int]] = field(default_factory=dict)
+    #: Counters at the last `mark`.
+    base: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def boot(machine: Machine, starts: dict[str, tuple[int, str]], design: str) -> World:
+        """A fresh kernel; declared processes are there from the start."""
+        world = World(machine, machine.boot(design), starts)
+        for name in starts:
+            world.process(name)
+        world.mark()
+        return world
+
+    def mark(self) -> None:
+        """Counters count from here on."""
+        self.base = dict(self.kernel.memory.vmstat.count)
+        for process in self.processes.values():
+            process.mark_faults()
+
+    def counter(self, name: str) -> int:
+        """A vmstat counter since the last mark."""
+        return self.kernel.memory.vmstat.count[name] - self.base.get(name, 0)
+
+    def process(self, name: str) -> Process:
+        """The process of this name; made at its first use, on the first CPU."""
+        if name not in self.processes:
+            first = min(cpu for node in self.machine.nodes.values() for cpu in node.cpus)
+            cpu, cgroup = self.starts.get(name, (first, ""))
+            self.processes[name] = self.kernel.spawn(cpu, cgroup)
+        return self.processes[name]
+
+    def mapping(self, actor: str, ref: RangeRef) -> Mapped:
+        """The mapping that a reference means, cut to its pages."""
+        owner = ref.owner or actor
+        if not owner:
+            owners = [process for process, name in self.mappings if name == ref.name]
+            if len(owners) != 1:
+                raise Stuck(
+                    f"{ref.name} is a mapping of {', '.join(owners) or 'nobody'}: say whose, as in A.{ref.name}"
+                )
+            owner = owners[0]
+        whole = self.mappings.get((owner, ref.name))
+        if whole is None:
+            raise Stuck(f"{owner} has no mapping {ref.name} yet")
+        last = whole.length // PAGE_SIZE if ref.last is None else ref.last
+        return Mapped(owner, whole.addr + ref.first * PAGE_SIZE, max(0, last - ref.first) * PAGE_SIZE)
+
+    def node_name(self, nid: int) -> str:
+        """The script's name of a node."""
+        for name, node in self.machine.nodes.items():
+            if node.nid == nid:
+                return name
+        return str(nid)
+
+    def status_text(self, status: int) -> str:
+        """A node or a negative errno, as scripts write them."""
+        if status >= 0:
+            return self.node_name(status)
+        return errno.errorcode.get(-status, str(status))
+
+
+def check(result: int) -> int:
+    """A call's result, or OSError for a negative errno."""
+    if result < 0:
+        raise OSError(-result, errno.errorcode.get(-result, str(result)))
+    return result
+
+
+def run_lengths(items: list[str]) -> str:
+    """`P*4 ENOENT`: how lists of statuses are written."""
+    parts: list[tuple[str, int]] = []
+    for item in items:
+        if parts and parts[-1][0] == item:
+            parts[-1] = (item, parts[-1][1] + 1)
+        else:
+            parts.append((item, 1))
+    return " ".join(item if count == 1 else f"{item}*{count}" for item, count in parts)
