@@ -10,16 +10,18 @@ import signal
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
+import numpy as np
+
 from privmem.cluster.errors import PrivmemError
 from privmem.cluster.oracle.ops import FILE_PAGES, REGION_PAGES, Op
 from privmem.cluster.oracle.recording import SETTINGS, Program
 from privmem.nodeagent.host import filemap, numa_syscalls, syscalls
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
-from privmem.nodeagent.host.layout import PTE_PRESENT
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
+from privmem.nodeagent.host.page_alloc import release_frames
 from privmem.nodeagent.host.task import Task
-from privmem.scheduler import mempolicy, nodemask
-from privmem.scheduler.abi import Mpol
+from privmem.scheduler import nodemask
 from privmem.scheduler.cpuset import Cpuset
 from privmem.scheduler.topology import HostTopology, NodeTopology
 
@@ -97,9 +99,9 @@ class Machine:
         self.group = Cpuset(_ALL_MEMS, _ALL_MEMS)
         cache = self.memory.page_cache
         cache.next_ino.update(first_inodes or {})
-        #: The child of `hold`, and those that `fill` nodes.
+        #: The child of `hold`, and what `fill` took: node, frames.
         self.held: Task | None = None
-        self.fillers: list[Task] = []
+        self.filled: list[tuple[int, np.ndarray]] = []
         self.files = [cache.create_file(f"f{n}", pages) for n, pages in enumerate(FILE_PAGES)]
 
     def run(self, op: Op) -> str:
@@ -259,21 +261,17 @@ class Machine:
     # -- pressure
 
     def fill(self, nid: int, left: int) -> int:
-        """Another task takes memory of a node until so many pages are free above the high watermark."""
-        node, filler = self.memory.nodes[nid], Task(10 + len(self.fillers), 0, self.memory.resolver)
-        self.fillers.append(filler)
-        _, filler.policy = mempolicy.new_policy(
-            Mpol.BIND, 1 << nid, filler.mems_allowed, self.memory.resolver.policy_nodes
-        )
-        pages = node.free_pages - node.wmark.high_pages - left
-        if pages > 0:
-            syscalls.mmap_anon(self.memory, filler, 0, pages)
-            syscalls.touch(self.memory, filler, 0, pages, True)
+        """Somebody holds memory of a node, so that so many pages are free above the high watermark."""
+        node = self.memory.nodes[nid]
+        frames = node.buddy.alloc_bulk(max(0, node.free_pages - node.wmark.high_pages - left))
+        self.memory.frames.flags[frames] = PG_ALLOCATED | PG_HELD
+        self.filled.append((nid, frames))
         return 0
 
     def unfill(self) -> int:
-        while self.fillers:
-            syscalls.exit_task(self.memory, self.fillers.pop())
+        while self.filled:
+            nid, frames = self.filled.pop()
+            release_frames(self.memory, self.memory.nodes[nid], frames)
         return 0
 
 

@@ -10,11 +10,21 @@ from privmem.cluster.oracle.recording import Program, read_recording
 from privmem.cluster.oracle.replay import replay
 
 #: Recordings of which every program must agree.
-FULLY = {"linux_mempolicy.jsonl.gz": 275, "linux_filepages.jsonl.gz": 250}
+FULLY = {"linux_mempolicy.jsonl.gz": 275, "linux_filepages.jsonl.gz": 250, "linux_fallback.jsonl.gz": 98}
 #: Recordings that the emulator cannot follow yet: programs, and how many of them agree. Strict, both ways.
 PARTLY = {
     "linux_readahead.jsonl.gz": (100, 0),
     "linux_mapahead.jsonl.gz": (97, 0),
+    "linux_protection.jsonl.gz": (100, 1),
+    "linux_queries.jsonl.gz": (100, 23),
+    "linux_swap.jsonl.gz": (98, 0),
+    "linux_swapahead.jsonl.gz": (86, 0),
+    "linux_demotion.jsonl.gz": (100, 0),
+    "linux612_mempolicy.jsonl.gz": (100, 0),
+    "linux612_filepages.jsonl.gz": (100, 0),
+    "linux612_weighted.jsonl.gz": (95, 0),
+    "linux612_readahead.jsonl.gz": (100, 0),
+    "linux612_mapahead.jsonl.gz": (94, 0),
 }
 
 DATA = Path(__file__).resolve().parents[1] / "data"

@@ -268,6 +268,8 @@ def fallback(random: Random) -> list[str]:
     b.add(f"mmap 0 {pages} {b.random.choice(('pa', 'sa'))}")
     mode = b.random.choice((DEFAULT, LOCAL, PREFERRED, PREFERRED, PREFERRED_MANY, BIND, INTERLEAVE))
     nodes = {b.random.randrange(4), b.random.randrange(4)}
+    if mode == INTERLEAVE and len(nodes & set(full)) > 1:
+        nodes -= {full[0]}  # which of two nodes is full first would be chance
     if mode == BIND:
         nodes |= {b.random.choice([nid for nid in range(4) if nid not in full])}
     listed = "-" if mode in (DEFAULT, LOCAL) else ",".join(map(str, sorted(nodes)))
