@@ -46,7 +46,7 @@ def reserve(memory: Memory, task: Task, nr_pages: int) -> int:
     pool = pool_of(memory)
     if pool.reserved + nr_pages > pool.total_free:
         return -errno.ENOMEM
-    nodes = task.mems_allowed
+    nodes = task.reach
     if task.policy is not None and task.policy.mode == Mpol.BIND:
         nodes &= task.policy.nodes
     if nr_pages > sum(len(pool.free.get(nid, ())) for nid in nodemask.nodes(nodes)):

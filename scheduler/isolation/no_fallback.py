@@ -126,6 +126,8 @@ class NoFallback:
             return ()
         start = request.nid if target < 0 else target
         built = lists_.of(self.kind(topology, request), start)
+        if mems_allowed is not None:
+            mems_allowed |= topology.private  # cpusets do not govern private nodes here
         return candidates(topology, built, request, mems_allowed)
 
     def _refuses(self, topology: HostTopology, request: AllocRequest) -> bool:
