@@ -243,15 +243,14 @@ class _Reader:
             self._wrong(command, actor, found(command), "one command line")
             return None
         text = str(command.value)
+        if expect is not None:
+            self.problems += expectations.check_outcome(expect)
         try:
             words = shlex.split(text)
             call = steps.parse(actor, words, self.names)
         except (ValueError, Misread) as error:
             self.problems.append(Problem(command.line, f"{error}", f"{actor}: {text}"))
             return None
-        if expect is not None:
-            for problem in expectations.check_outcome(expect):
-                self.problems.append(problem)
         return Step(command.line, actor, text, call, expect)
 
     def _claims(self, tree: Tree, expect: Tree) -> Step | None:
