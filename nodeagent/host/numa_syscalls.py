@@ -24,7 +24,7 @@ from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import move_to_frames
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
-from privmem.nodeagent.host.page_alloc import AllocContext, NeedsExtent, alloc_page, free_unused_page
+from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_unused_page
 from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import mempolicy, nodemask
@@ -245,13 +245,13 @@ def _policy_context(memory: Memory, task: Task, vpn: int) -> AllocContext:
 def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> int:
     """`migrate_pages`: each frame to a new one from its context. Returns how many found no place and stay.
 
-    The pages are isolated first, out of reach of the reclaim that the allocations may start. All new frames
-    are taken before anything moves, so that NeedsExtent leaves the pages where they are.
+    The pages are isolated first, out of reach of the reclaim that the allocations may start. On NeedsExtent
+    those that have a new frame have moved, and the others are where they were: the call, made again, finds only
+    these.
     """
     pfns, contexts = thp_migrate.move_whole(memory, pfns, contexts)
     for pfn in pfns:
         memory.lru_del(pfn)
-    stay: list[int] = []
     pairs: list[tuple[int, int]] = []
     taken: dict[int, int] = {}
     try:
@@ -259,16 +259,17 @@ def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> i
             new = _target_frame(memory, context, taken)
             if new >= 0:
                 pairs.append((pfn, new))
-            else:
-                stay.append(pfn)
-    except NeedsExtent:
-        for _, new in pairs:
-            free_unused_page(memory, new)
+    finally:
+        moving = dict(pairs)
         for pfn in pfns:
-            memory.lru_add(pfn)
-        raise
-    for pfn in stay:
-        memory.lru_add(pfn)
+            if pfn not in moving:
+                memory.lru_add(pfn)
+        _move_pairs(memory, pairs)
+    return len(pfns) - len(pairs)
+
+
+def _move_pairs(memory: Memory, pairs: list[tuple[int, int]]) -> None:
+    """Move pages (old frame, new frame) in runs from one node to another."""
     nid_of = memory.frames.nid_of
     run: list[tuple[int, int]] = []
     for pair in pairs:
@@ -278,7 +279,6 @@ def _migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> i
         run.append(pair)
     if run:
         _move_run(memory, run)
-    return len(stay)
 
 
 def _target_frame(memory: Memory, context: AllocContext, taken: dict[int, int]) -> int:
@@ -318,16 +318,32 @@ def migrate_pages(memory: Memory, task: Task, old_nodes: int, new_nodes: int) ->
 def do_migrate_pages(
     memory: Memory, task: Task, old_nodes: int, new_nodes: int, move_all: bool, mems: int | None
 ) -> int:
-    """Move a task's pages so that their relative places on `old_nodes` are kept on `new_nodes`."""
-    busy = 0
+    """Move a task's pages so that their relative places on `old_nodes` are kept on `new_nodes`.
+
+    May raise NeedsExtent between two phases or in one. Made again, it goes on with that phase: what an earlier
+    one moved may be on a node that a later one empties.
+    """
+    busy = migrate_phases(memory, task, old_nodes, new_nodes, move_all, mems)
+    task.migrating = None
+    return busy
+
+
+def migrate_phases(
+    memory: Memory, task: Task, old_nodes: int, new_nodes: int, move_all: bool, mems: int | None
+) -> int:
+    """`do_migrate_pages` of one of several tasks: that it is done stays known, until the caller forgets it."""
     memory.lru_batches.drain_all()
-    left = old_nodes
+    left, busy = old_nodes, 0
+    if task.migrating is not None and task.migrating[:2] == (old_nodes, new_nodes):
+        _, _, left, busy = task.migrating
     while left:
         source, target = next_move(old_nodes, new_nodes, left)
         if source < 0:
             break
-        left &= ~(1 << source)
+        task.migrating = (old_nodes, new_nodes, left, busy)
         busy += _migrate_to_node(memory, task, source, target, move_all, mems)
+        left &= ~(1 << source)
+    task.migrating = (old_nodes, new_nodes, 0, busy)
     return busy
 
 

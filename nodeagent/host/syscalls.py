@@ -30,7 +30,7 @@ from privmem.nodeagent.host.layout import (
 )
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
-from privmem.nodeagent.host.numa_syscalls import do_migrate_pages
+from privmem.nodeagent.host.numa_syscalls import migrate_phases
 from privmem.nodeagent.host.pagecache import DEVICE, HUGETLB, SHMEM, MemObject
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import cpuset
@@ -239,12 +239,14 @@ def write_cpuset_mems(
 
 
 def apply_mems(memory: Memory, tasks: list[Task], change: MemsChange) -> None:
-    """`update_tasks_nodemask`: tasks of a cpuset take its new mems, and their pages follow."""
+    """`update_tasks_nodemask`: tasks of a cpuset take its new mems, and their pages follow, private ones apart."""
     rebind_tasks(tasks, change)
     moved = memory.resolver.cpuset_nodes.migrates
     old, new = change.old_effective & moved, change.cpuset.effective & moved
     for task in tasks:
-        do_migrate_pages(memory, task, change.old_effective, change.cpuset.effective, True, None)
+        migrate_phases(memory, task, old, new, True, None)
+    for task in tasks:  # not before all are done: the call that follows NeedsExtent goes over all of them
+        task.migrating = None
 
 
 def rebind_tasks(tasks: list[Task], change: MemsChange) -> None:

@@ -27,6 +27,9 @@ class Task:
         #: Effective mems of its cpuset.
         self.mems_allowed = resolver.cpuset_nodes.top
         self.il_prev = IL_PREV_NONE
+        #: `do_migrate_pages` that waits for an extent: old nodes, new nodes, old ones that are left, pages that
+        #: could not move so far.
+        self.migrating: tuple[int, int, int, int] | None = None
         #: NUMA balancing: when it scans next, and from which page on.
         self.next_scan_ns = 0
         self.scan_vpn = 0
@@ -95,6 +98,7 @@ class Task:
             "il_prev": self.il_prev,
             "next_scan_ns": self.next_scan_ns,
             "scan_vpn": self.scan_vpn,
+            "migrating": None if self.migrating is None else list(self.migrating),
             "vmas": self.mm.to_spec(),
         }
 
@@ -103,6 +107,8 @@ class Task:
         self.policy = None if policy is None else Mempolicy.from_spec(policy)
         for name in ("mems_allowed", "cpu", "il_prev", "next_scan_ns", "scan_vpn"):
             setattr(self, name, snapshot[name])
+        migrating = snapshot["migrating"]
+        self.migrating = None if migrating is None else tuple(migrating)
         self.mm.restore(snapshot["vmas"])
 
 

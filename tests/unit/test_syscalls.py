@@ -19,7 +19,7 @@ from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import plain
 from privmem.scheduler.abi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, Feature, Mpol
-from privmem.scheduler.cpuset import Cpuset
+from privmem.scheduler.cpuset import Cpuset, MemsChange
 from privmem.scheduler.topology import HostTopology, NodeTopology
 
 D0, D1, USER, CRAM = range(4)
@@ -83,24 +83,92 @@ def box():
     assert sum(made.used(nid) for nid in range(4)) == cached
 
 
-def test_a_move_that_needs_an_extent_leaves_everything_as_it_was():
+def grow(box, nid):
+    """The pool grants the node its next extent."""
+    node = box.memory.nodes[nid]
+    box.memory.online(node, node.managed_pages, 32)
+    box.memory.setup_watermarks()
+
+
+CALLS = [
+    lambda box: box.bind(0, 40, Mpol.BIND, 1 << USER, MPOL_MF_MOVE | MPOL_MF_STRICT),
+    lambda box: numa.move_pages(box.memory, box.task, list(range(40)), [USER] * 40, MPOL_MF_MOVE)[0],
+    lambda box: numa.migrate_pages(box.memory, box.task, 1 << D0, 1 << USER),
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["mbind", "move_pages", "migrate_pages"])
+def test_a_move_that_needs_an_extent_goes_on_where_it_stopped(call):
     box = Box(pooled=USER, boot_pages=32)
     calls.mmap_anon(box.memory, box.task, 0, 40)
     box.write(0, 40)
-    for call in (
-        lambda: box.bind(0, 40, Mpol.BIND, 1 << USER, MPOL_MF_MOVE),
-        lambda: numa.move_pages(box.memory, box.task, list(range(40)), [USER] * 40, MPOL_MF_MOVE),
-    ):
-        with pytest.raises(NeedsExtent) as needs:
-            call()
-        assert needs.value.nid == USER
-        assert box.where(0, 40) == [D0] * 40
-        assert box.used(USER) == 0
-        validate_memory(box.memory)
-    box.memory.online(box.memory.nodes[USER], 32, 32)
-    box.memory.setup_watermarks()
-    assert box.bind(0, 40, Mpol.BIND, 1 << USER, MPOL_MF_MOVE | MPOL_MF_STRICT) == 0
+    with pytest.raises(NeedsExtent) as needs:
+        call(box)
+    assert needs.value.nid == USER
+    room = 32 - box.memory.nodes[USER].wmark.low_pages
+    assert box.where(0, 40) == [USER] * room + [D0] * (40 - room)
+    assert box.used(USER) == room
+    validate_memory(box.memory)
+    grow(box, USER)
+    assert call(box) == 0
     assert box.where(0, 40) == [USER] * 40
+    count = box.memory.vmstat.count
+    assert (count["pgalloc"], count["pgfree"], count["pgmigrate_success"]) == (80, 40, 40)
+
+
+def box_between_two_phases():
+    """Two tasks with 40 pages on node 0 and 10 on node 1 each; 1 goes to USER first, then 0 to 1, which is too
+    small.
+    """
+    box = Box(pooled=D1, boot_pages=32)
+    tasks = [box.task, Task(2, 0, box.memory.resolver)]
+    for task in tasks:
+        calls.mmap_anon(box.memory, task, 0, 50)
+        box.write(0, 40, task)
+        numa.set_mempolicy(task, Mpol.BIND, 1 << D1)
+        box.write(40, 10, task)
+        numa.set_mempolicy(task, Mpol.DEFAULT, 0)
+    return box, tasks
+
+
+OLD, NEW = 1 << D0 | 1 << D1, 1 << D1 | 1 << USER
+
+
+def until_done(box, call):
+    waits = 0
+    while True:
+        try:
+            return waits, call()
+        except NeedsExtent as needs:
+            assert needs.nid == D1
+            grow(box, D1)
+            waits += 1
+
+
+def test_migrate_pages_does_not_repeat_a_finished_phase():
+    box, (task, _) = box_between_two_phases()
+    with pytest.raises(NeedsExtent):
+        numa.migrate_pages(box.memory, task, OLD, NEW)
+    assert task.migrating == (OLD, NEW, 1 << D0, 0)
+    copy = Task(1, 0, box.memory.resolver)
+    copy.restore(plain.unpack(*plain.pack(task.snapshot())))
+    assert copy.migrating == task.migrating
+    assert D1 in box.where(0, 40)  # a repeated first phase would take these on to USER
+    assert until_done(box, lambda: numa.migrate_pages(box.memory, task, OLD, NEW)) == (1, 0)
+    assert (task.migrating, box.where(0, 50)) == (None, [D1] * 40 + [USER] * 10)
+    assert box.memory.vmstat.count["pgmigrate_success"] == 50
+
+
+def test_a_cpuset_of_several_tasks_goes_on_where_it_stopped():
+    box, tasks = box_between_two_phases()
+    box.memory.resolver.cpuset_nodes = replace(box.memory.resolver.cpuset_nodes, migrates=-1)
+    change = MemsChange(0, Cpuset(NEW, NEW), True, OLD)
+    waits, _ = until_done(box, lambda: calls.apply_mems(box.memory, tasks, change))
+    assert waits == 2
+    for task in tasks:
+        assert (task.migrating, task.mems_allowed) == (None, NEW)
+        assert box.where(0, 50, task) == [D1] * 40 + [USER] * 10
+    assert box.memory.vmstat.count["pgmigrate_success"] == 100
 
 
 @pytest.mark.parametrize(
