@@ -29,7 +29,7 @@ IMPURE = {
 }
 FUNCTION_LINES_MAX = 60
 #: Modules of the isolation package that no design owns, and all may build on.
-SHARED_BY_DESIGNS = {"__init__", "design", "lists", "structural"}
+SHARED_BY_DESIGNS = {"__init__", "boot", "claims", "design", "lists", "structural"}
 MODULE_LINES_MAX = 600
 
 

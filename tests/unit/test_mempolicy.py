@@ -13,8 +13,10 @@ from privmem.scheduler.abi import Mpol, Reason
 from privmem.scheduler.mempolicy import (
     IL_PREV_NONE,
     MPOL_F_NUMA_BALANCING,
+    MPOL_F_PRIVATE,
     Mempolicy,
     PolicyNodes,
+    home_node_error,
     interleave_next,
     new_policy,
     offset_il_node,
@@ -23,6 +25,10 @@ from privmem.scheduler.mempolicy import (
     request,
     shown_mode,
     shown_nodes,
+    weight_error,
+    weighted_interleave_next,
+    weighted_interleave_nid,
+    with_home_node,
 )
 from privmem.scheduler.zonelist import AllocRequest
 
@@ -211,3 +217,144 @@ def test_what_get_mempolicy_shows():
 def test_spec_round_trip():
     policy = make(Mpol.BIND | STATIC, 0b0110)
     assert Mempolicy.from_spec(policy.to_spec()) == policy
+
+
+# -- private nodes
+
+D0, D1, P, Q = 0b0001, 0b0010, 0b0100, 0b1000
+GOVERNED = PolicyNodes(memory=D0 | D1 | P, private=P, bind_only=P, uncounted=Q)
+FREE = PolicyNodes(memory=D0 | D1 | P, private=P, bind_only=P, ungoverned=P, uncounted=Q)
+
+
+def test_a_policy_with_a_private_node_is_marked_and_asks_for_private_memory():
+    bound = make(Mpol.BIND, D0 | P, rules=GOVERNED)
+    assert bound == Mempolicy(Mpol.BIND, MPOL_F_PRIVATE, D0 | P, ALL)
+    assert request(bound, 0, ALL) == AllocRequest(0, D0 | P, Reason.POLICY, private=True)
+    assert (shown_mode(bound), bound.stores_user_nodemask) == (Mpol.BIND, False)
+    assert make(Mpol.BIND, D0, rules=GOVERNED).flags == 0
+    assert new_policy(Mpol.BIND | MPOL_F_PRIVATE, D0, ALL, GOVERNED) == EINVAL  # no user gives the mark
+
+
+def test_a_marked_policy_that_does_not_bind_is_an_ordinary_request():
+    bound = make(Mpol.BIND, P, rules=GOVERNED)
+    assert request(bound, 1, D0 | D1) == AllocRequest(1, None, Reason.POLICY)
+    assert request(bound, 1, ALL, movable=False, normal_zone=D0 | D1) == AllocRequest(
+        1, None, Reason.POLICY, movable=False
+    )
+
+
+def test_alone_and_refused():
+    rules = PolicyNodes(memory=D0 | D1 | P, private=P, bind_only=P, alone=P, refused=Q)
+    assert make(Mpol.BIND, P, rules=rules).nodes == P
+    assert new_policy(Mpol.BIND, D0 | P, ALL, rules) == EINVAL
+    assert new_policy(Mpol.BIND, D0 | Q, ALL, rules) == EINVAL
+    named = new_policy(Mpol.BIND | RELATIVE, 1 << 3, ALL, rules)[1]  # a position, not node 3
+    assert named.nodes == D0
+
+
+def test_modes_other_than_bind_may_be_refused():
+    rules = PolicyNodes(memory=ALL, private=P, bind_only=P, refused_unless_bind=P | Q)
+    assert new_policy(Mpol.INTERLEAVE, D0 | P, ALL, rules) == EINVAL
+    assert new_policy(Mpol.PREFERRED, D0 | Q, ALL, rules) == EINVAL
+    assert make(Mpol.BIND, D0 | P, rules=rules).nodes == D0 | P
+
+
+def test_rebind_may_hand_over_an_opted_in_node_with_its_mark():
+    bound = make(Mpol.BIND, D1, D0 | D1, GOVERNED)
+    assert rebind(bound, D0 | P, GOVERNED) == Mempolicy(Mpol.BIND, MPOL_F_PRIVATE, P, D0 | P)
+
+
+def test_rebind_never_lands_on_a_closed_node():
+    """R1 of the rebind gate: P is swapped for Q, which takes its position."""
+    bound = make(Mpol.BIND, P, D0 | P, GOVERNED)
+    assert rebind(bound, D0 | Q, GOVERNED) == Mempolicy(Mpol.BIND, 0, D0, D0 | Q)
+    interleaved = make(Mpol.INTERLEAVE, D0 | D1, D0 | D1, GOVERNED)
+    assert rebind(interleaved, D0 | P, GOVERNED).nodes == D0
+
+
+def test_a_drivers_policy_is_carried_while_the_cpuset_has_the_node():
+    """R2 and R3: it is not moved onto P when the cpuset grows, and binds to nothing once Q has gone."""
+    driver = Mempolicy(Mpol.BIND, MPOL_F_PRIVATE, Q, D0 | Q)
+    assert rebind(driver, D0 | P | Q, GOVERNED).nodes == Q
+    gone = rebind(driver, D0, GOVERNED)
+    assert gone == Mempolicy(Mpol.BIND, 0, 0, D0)
+    assert request(gone, 0, D0) == AllocRequest(0, None, Reason.POLICY)
+
+
+def test_closed_nodes_are_no_positions():
+    relative = make(Mpol.BIND | RELATIVE, 1 << 2, D0 | D1 | Q, GOVERNED)
+    assert relative.nodes == D0  # 2 mod 2
+    eight = make(Mpol.BIND | RELATIVE, 1 << 8, D0 | D1 | P, GOVERNED)
+    assert eight.nodes == P  # 8 mod 3
+    assert rebind(eight, D1 | P, GOVERNED).nodes == D1  # 8 mod 2
+    assert rebind(eight, D0 | D1 | P | Q, GOVERNED).nodes == P
+
+
+def test_static_comes_back_and_default_does_not():
+    for flag, after in ((STATIC, D1), (0, D0)):
+        bound = make(Mpol.BIND | flag, D1, D0 | D1, GOVERNED)
+        away = rebind(bound, D0, GOVERNED)
+        assert away.nodes == D0
+        assert rebind(away, D0 | D1, GOVERNED).nodes == after
+
+
+def test_nodes_that_no_cpuset_governs():
+    bound = make(Mpol.BIND, P, D0, FREE)
+    assert bound == Mempolicy(Mpol.BIND, MPOL_F_PRIVATE, P, D0)
+    assert rebind(bound, D0 | D1, FREE).nodes == P
+    assert request(bound, 0, FREE.reach(D0)).nodemask == P
+    assert request(bound, 0, D0).nodemask is None
+    both = make(Mpol.BIND, D0 | P, D0, FREE)
+    assert rebind(both, D1, FREE).nodes == D1 | P
+    assert new_policy(Mpol.BIND, D1, D0, FREE) == EINVAL  # general nodes stay governed
+    assert (FREE.shown_mems(D0), GOVERNED.shown_mems(D0)) == (D0 | P, D0)
+
+
+def test_what_is_shown_of_the_mems():
+    rules = PolicyNodes(memory=D0 | P, private=P, shown=~Q)
+    assert rules.shown_mems(ALL) == D0 | D1 | P
+
+
+# -- Linux 6.9, 5.17
+
+WEIGHTED = PolicyNodes(memory=ALL, weighted=True)
+
+
+def test_weighted_interleave_needs_a_new_kernel():
+    assert new_policy(Mpol.WEIGHTED_INTERLEAVE, D0 | D1, ALL, RULES) == EINVAL
+    assert make(Mpol.WEIGHTED_INTERLEAVE, D0 | D1, rules=WEIGHTED).nodes == D0 | D1
+    assert new_policy(7, D0, ALL, WEIGHTED) == EINVAL
+    assert rebind(make(Mpol.WEIGHTED_INTERLEAVE, D1, rules=WEIGHTED), D0, WEIGHTED).nodes == D0
+
+
+def test_weighted_turns_by_counter():
+    policy = make(Mpol.WEIGHTED_INTERLEAVE, D0 | D1 | Q, rules=WEIGHTED)
+    weights, state, turns = {0: 3, 3: 2}, (IL_PREV_NONE, 0), []
+    for _ in range(8):
+        nid, *state = weighted_interleave_next(policy, *state, weights)
+        turns.append(nid)
+    assert turns == [0, 0, 0, 1, 3, 3, 0, 0]
+    moved = make(Mpol.WEIGHTED_INTERLEAVE, D1, rules=WEIGHTED)
+    assert weighted_interleave_next(moved, 0, 1, weights) == (1, 1, 0)  # its node has gone
+
+
+def test_weighted_turns_by_offset():
+    policy = make(Mpol.WEIGHTED_INTERLEAVE, D0 | D1 | Q, rules=WEIGHTED)
+    weights = {0: 3, 3: 2}
+    assert [weighted_interleave_nid(policy, n, 1, weights) for n in range(8)] == [0, 0, 0, 1, 3, 3, 0, 0]
+    assert weighted_interleave_nid(Mempolicy(Mpol.WEIGHTED_INTERLEAVE, 0, 0, ALL), 5, 1, weights) == 1
+
+
+def test_weights():
+    answers = {text: weight_error(text) for text in ("", "0", "1", "255", "256", "-1", "x", "1.5")}
+    assert [text for text, error in answers.items() if not error] == ["", "0", "1", "255"]
+    assert set(answers.values()) == {0, -errno.EINVAL}
+
+
+def test_home_nodes():
+    bound = make(Mpol.BIND, D0 | D1)
+    assert with_home_node(bound, 1) == (0, Mempolicy(Mpol.BIND, 0, D0 | D1, ALL, home_node=1))
+    interleaved = make(Mpol.INTERLEAVE, D0)
+    assert with_home_node(interleaved, 1) == (-errno.EOPNOTSUPP, interleaved)
+    rules = PolicyNodes(memory=ALL, no_home=P)
+    assert [home_node_error(nid, D0 | P, rules) for nid in (0, 1, 2, -1)] == [0, *[-errno.EINVAL] * 3]
