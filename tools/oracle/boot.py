@@ -155,7 +155,7 @@ def _qemu_arguments(kernel: image.Kernel, folder: Path, setup: Setup) -> list[st
     for disk in disks:
         arguments += ["-drive", f"file={folder / disk},format=raw,if=virtio,cache=unsafe"]
     arguments += ["-kernel", str(kernel.image), "-initrd", str(folder / "initramfs")]
-    arguments += ["-append", "console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init"]
+    arguments += ["-append", "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr rdinit=/init"]
     return [*arguments, "-serial", f"file:{folder / 'console'}"]
 
 
