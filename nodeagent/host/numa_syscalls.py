@@ -74,8 +74,10 @@ def get_mempolicy(memory: Memory, task: Task, vpn: int | None = None, flags: int
     if flags & MPOL_F_MEMS_ALLOWED:
         shown = task.resolver.policy_nodes.shown_mems(task.mems_allowed)
         return refused if flags != MPOL_F_MEMS_ALLOWED else (0, 0, shown)
-    if bool(flags & MPOL_F_ADDR) != (vpn is not None):
+    if vpn is not None and not flags & MPOL_F_ADDR:
         return refused
+    if vpn is None and flags & MPOL_F_ADDR:
+        return -errno.EFAULT, 0, 0  # nothing is mapped at address 0
     policy = task.policy
     if vpn is not None:
         vma = task.mm.find(vpn)
