@@ -14,6 +14,8 @@ from privmem.cluster.oracle.replay import Verdict, replay
 
 STATUS_DISAGREES = 1
 STATUS_WRONG = 2
+#: Characters of an answer that are printed; all of it is in --json.
+_WIDTH = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +70,22 @@ def _print_failure(verdict: Verdict) -> None:
         print(f"{where}program {program.name}: {verdict.refused}", file=sys.stderr)
     if found is not None:
         print(f"{where}program {program.name}, op {found.number}: {found.op}")
-        print(f"  expected: {found.expected}")
-        print(f"  got:      {found.got}")
+        start = _cut(found.expected, found.got)
+        print(f"  expected: {_shown(found.expected, start)}")
+        print(f"  got:      {_shown(found.got, start)}")
+
+
+def _cut(one: str, other: str) -> int:
+    """From where on two answers are shown: a little before they differ, if they are too long for a line."""
+    if max(len(one), len(other)) <= _WIDTH:
+        return 0
+    same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+    return max(0, same - _WIDTH // 4)
+
+
+def _shown(text: str, start: int) -> str:
+    end = start + _WIDTH
+    return ("..." if start else "") + text[start:end] + ("..." if len(text) > end else "")
 
 
 def _print_unknowns(verdicts: list[Verdict]) -> None:

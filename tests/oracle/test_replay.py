@@ -349,3 +349,18 @@ def test_pages_on_their_way_to_the_active_list_are_not_dropped(tmp_path: Path) -
     ]
     pairs += [("faults 0 0 32 w", "faults 16 14"), ("where 0 0 32", "where 0 1*27,0*2,1*3")]
     assert verdict_of(tmp_path, *pairs).disagreement is None
+
+
+def test_long_answers_are_shown_from_where_they_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = ["0*1", "1*1"] * 100
+    right = ",".join(nodes)
+    wrong = ",".join([*nodes[:100], "3*1", *nodes[101:]])
+    pairs = [("cpu 0", "cpu 0"), ("mmap 0 200 pa", "mmap 0"), ("setpol 3 0,1", "setpol 0")]
+    pairs += [("touch 0 0 200 w", "touch 0"), ("where 0 0 200", f"where 0 {wrong}")]
+    assert cli.main(["oracle", str(write(tmp_path / "r.jsonl", pairs))]) == 1
+    expected, got = capsys.readouterr().out.splitlines()[1:3]
+    at = len("where 0 ") + 400 - 40
+    assert expected == f"  expected: ...{f'where 0 {wrong}'[at : at + 160]}..."
+    assert got == f"  got:      ...{f'where 0 {right}'[at : at + 160]}..."

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import boot
-import image
-import kinds
+import oracle_boot as boot
+import oracle_image as image
+import oracle_kinds as kinds
 
 Ops = list[tuple[str, list[str]]]
 
@@ -118,7 +118,9 @@ def _again(kernel: image.Kernel, folder: Path, recording: list[dict[str, Any]]) 
             got = answers.results[entry["name"]]
             for op, expected, now in zip(entry["ops"], entry["results"], got, strict=False):
                 if expected != now:
-                    print(f"program {entry['name']}: {op}\n  recorded: {expected}\n  now:      {now}")
+                    print(
+                        f"program {entry['name']}: {op}\n  recorded: {expected[:160]}\n  now:      {now[:160]}"
+                    )
                     differ += 1
                     break
     print(f"{len(recording) - differ} of {len(recording)} programs gave the recorded answers")

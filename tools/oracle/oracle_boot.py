@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import image
+import oracle_image as image
 
 NODE_MIB = 256
 NR_NODES = 4

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-import boot
-from generate import (
+import oracle_boot as boot
+from oracle_programs import (
     BIND,
     COLD,
     DEFAULT,
