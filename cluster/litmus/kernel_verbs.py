@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from privmem.cluster.litmus.world import World, check
+from privmem.nodeagent.host import contig, damon, kmem, netbuf
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT
-from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page
-from privmem.scheduler.abi import PAGE_SHIFT, Reason
-from privmem.scheduler.zonelist import AllocRequest
+from privmem.scheduler.abi import PAGE_SHIFT
 
 Values = dict[str, Any]
 
@@ -41,18 +40,68 @@ def _mark(world: World, _actor: str, _values: Values) -> None:
     world.mark()
 
 
+def _taken(world: World, values: Values, pfn: int) -> str:
+    """Keep a page under the script's name; where it came from."""
+    world.taken.setdefault(values["result"] or "pages", []).append(check(pfn))
+    return world.node_name(world.kernel.memory.frames.nid_of(pfn))
+
+
 def _alloc(world: World, _actor: str, values: Values) -> str:
-    """A bare request to the page allocator: where the page came from; -ENOMEM where nothing is reached."""
-    kernel = world.kernel
-    request = AllocRequest(
-        values["node"], None, Reason.KERNEL, "thisnode" in values, "movable" in values, "private" in values
+    pfn = kmem.alloc_pages_node(
+        world.kernel.memory,
+        values["node"],
+        "script",
+        this_node="thisnode" in values,
+        private="private" in values,
+        movable="movable" in values,
     )
-    resolution = kernel.memory.resolver.resolve(request, None)
-    context = AllocContext(resolution.zones, Reason.KERNEL, uninvited=resolution.uninvited, request=request)
-    pfn = check(alloc_page(kernel.memory, context) if context.zones else -12)
-    kernel.hold(pfn)
-    world.taken.setdefault(values["result"] or "pages", []).append(pfn)
-    return world.node_name(kernel.memory.frames.nid_of(pfn))
+    return _taken(world, values, pfn)
+
+
+def _kmalloc(world: World, _actor: str, values: Values) -> str:
+    pfn = kmem.kmalloc_node(world.kernel.memory, values["node"], "script", "thisnode" in values)
+    return _taken(world, values, pfn)
+
+
+def _walk(world: World, _actor: str, values: Values) -> int:
+    memory = world.kernel.memory
+    if "possible" in values:
+        return kmem.walk_possible_nodes(memory, "walker", "thisnode" in values)
+    return kmem.walk_online_nodes(memory, "walker")
+
+
+def _memtrace(world: World, _actor: str, values: Values) -> int:
+    return kmem.memtrace(world.kernel.memory, values["size"] >> PAGE_SHIFT, "memtrace")
+
+
+def _contig(world: World, _actor: str, values: Values) -> str:
+    memory, nid = world.kernel.memory, values["node"]
+    first = contig.alloc_contig_pages(
+        memory, values["size"] >> PAGE_SHIFT, nid, None, "script", "thisnode" in values, "private" in values
+    )
+    return world.node_name(memory.frames.nid_of(check(first)))
+
+
+def _ksm(world: World, _actor: str, _values: Values) -> int:
+    return world.kernel.merge_pages()
+
+
+def _damon(world: World, _actor: str, values: Values) -> int:
+    """Pages that DAMON moved; ENOENT when there was nothing that it may touch."""
+    mapped = world.mapping("", values["range"])
+    task = world.process(mapped.process).task
+    area = mapped.addr >> PAGE_SHIFT, mapped.length >> PAGE_SHIFT
+    done = damon.migrate_region(world.kernel.memory, task, *area, values["node"])
+    check(done.error)
+    return done.pages
+
+
+def _message(world: World, _actor: str, values: Values) -> str:
+    memory = world.kernel.memory
+    last = -1
+    for _ in range(values.get("number", 1)):
+        last = check(netbuf.alloc_buffer(memory, values["device"], values["near"], "network"))
+    return world.node_name(memory.frames.nid_of(last))
 
 
 def _memory_failure(world: World, actor: str, values: Values) -> str:
@@ -73,6 +122,25 @@ VERBS = [
     ("numa_scan PROCESS", _numa_scan, "NUMA balancing takes the access rights of the next stretch of memory"),
     ("advance TIME", _advance, "virtual time passes"),
     ("sync", _sync, "sync(2)"),
+    ("ksm", _ksm, "one full scan of ksmd over what was advised mergeable: pages that went for an equal one"),
+    ("damon migrate RANGE to NODE", _damon, "DAMON moves the pages of a region: how many"),
+    ("kmalloc NODE [thisnode]", _kmalloc, "kmalloc_node: where the slab page came from"),
+    ("walk possible|online nodes [thisnode]", _walk, "code that allocates for each node: pages that it got"),
+    (
+        "memtrace SIZE",
+        _memtrace,
+        "a tracer takes a contiguous range of each online node, with THISNODE: ranges",
+    ),
+    (
+        "alloc_contig_pages SIZE NODE [thisnode|private]...",
+        _contig,
+        "search a contiguous range from a node on: where it is",
+    ),
+    (
+        "message of DEVICE:NODE from NEAR:NODE [NUMBER]",
+        _message,
+        "the network stack takes buffers for a device, on a CPU of a node: where the last came from",
+    ),
     (
         "alloc NODE [thisnode|private|movable]...",
         _alloc,

@@ -13,12 +13,14 @@ from numba import njit
 from privmem.nodeagent.host.layout import (
     LRU_ACTIVE_ANON,
     LRU_INACTIVE_ANON,
+    LRU_UNEVICTABLE,
     NIL,
     PG_ACTIVE,
     PG_DIRTY,
     PG_FILE,
     PG_LRU,
     PG_REFERENCED,
+    PG_UNEVICTABLE,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_FLAGS,
@@ -70,6 +72,8 @@ def lru_del(lru, pfn, head, tail, size, next_, prev, flags):
 @njit(cache=True)
 def lru_of(base, flag):
     """List of a frame with flags `flag` on the node whose lists start at `base`."""
+    if flag & np.uint16(PG_UNEVICTABLE):
+        return base + LRU_UNEVICTABLE
     lru = base
     if flag & np.uint16(PG_FILE):
         lru += 2

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from privmem.nodeagent.host.layout import PG_ACTIVE, PG_LRU, PG_REFERENCED
+from privmem.nodeagent.host.layout import PG_ACTIVE, PG_LRU, PG_REFERENCED, PG_UNEVICTABLE
 from privmem.nodeagent.host.memory import Memory
 
 _NOT_REFERENCED = np.uint16(0xFFFF ^ PG_REFERENCED)
 
 
 def mark_accessed(memory: Memory, cpu: int, pfn: int) -> None:
-    """`folio_mark_accessed` by a task on a CPU. Nothing for a frame that is on no list (held, mlocked)."""
+    """`folio_mark_accessed` by a task on a CPU. Nothing for a frame that is on no list (held)."""
     flags, batches = memory.frames.flags, memory.lru_batches
     now = int(flags[pfn])
     if not now & PG_LRU:
@@ -24,7 +24,7 @@ def mark_accessed(memory: Memory, cpu: int, pfn: int) -> None:
     if not now & PG_REFERENCED:
         flags[pfn] |= np.uint16(PG_REFERENCED)
         return
-    if now & PG_ACTIVE and not batches.is_activating(pfn):
+    if now & PG_UNEVICTABLE or (now & PG_ACTIVE and not batches.is_activating(pfn)):
         return
     added_on = batches.added_on(pfn)
     if added_on is None:

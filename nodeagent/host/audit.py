@@ -12,7 +12,6 @@ from privmem.nodeagent.host.layout import (
     PG_HELD,
     PG_LRU,
     PG_OBJECT,
-    PG_UNEVICTABLE,
     PG_UNINVITED,
     PTE_PFN_SHIFT,
     PTE_PRESENT,
@@ -90,7 +89,7 @@ def _check_lists(memory: Memory, node: Node) -> None:
     here = memory.frames.flags[_frames_of(node)]
     flagged = int(np.count_nonzero(here & PG_LRU))
     _require(on_lists == flagged, f"node {node.nid}: {flagged} frames say they are on a list, {on_lists} are")
-    unlisted = PG_LRU | PG_HELD | PG_UNEVICTABLE
+    unlisted = PG_LRU | PG_HELD
     forgotten = int(np.count_nonzero((here & (PG_ALLOCATED | unlisted)) == PG_ALLOCATED))
     _require(not forgotten, f"node {node.nid}: reclaim cannot find {forgotten} pages, they are on no list")
 

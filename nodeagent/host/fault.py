@@ -11,7 +11,7 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import cram, huge_split, hugetlb_map, numa_balancing, thp
+from privmem.nodeagent.host import cram, huge_split, hugetlb_map, numa_balancing, pagetables, thp
 from privmem.nodeagent.host.accessed import mark_accessed
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
 from privmem.nodeagent.host.drivers.owner import device_context
@@ -60,6 +60,8 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
 
 
 def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool) -> int:
+    if memory.account_pagetables and pagetables.ensure(memory, task, vpn) < 0:
+        return -errno.ENOMEM
     if vma.slot_of(vpn) in memory.high_order.poison_slots:
         return FAULT_SIGBUS
     if vma.kind != VMA_ANON:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb
+from privmem.nodeagent.host import hugetlb, kmem
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_LRU
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import move_to_frames
@@ -130,6 +130,8 @@ class Hotplug:
             return -errno.ENODEV
         if node.managed_pages and memory.topology.node(nid).zone != zone:
             return -errno.EINVAL
+        if not node.managed_pages and kmem.node_structures(memory, nid, kswapd=False) < 0:
+            return -errno.ENOMEM
         for part in ranges:
             if not part.online:
                 memory.online(node, part.start, part.nr_pages)
@@ -166,6 +168,7 @@ class Hotplug:
             return -errno.EBUSY if nid in self.claims else 0
         self.claims.pop(nid, None)
         self.adistance.pop(nid, None)
+        kmem.give_back_all(self.memory, kmem.structures_of(nid))
         return 0
 
     def state(self, nid: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from privmem.nodeagent.host import compaction, filemap, khugepaged, numa_balancing, syscalls
+from privmem.nodeagent.host import compaction, filemap, khugepaged, ksm, numa_balancing, syscalls
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.drivers.owner import OwnerPages
 from privmem.nodeagent.host.high_order_files import add_files
@@ -89,6 +89,8 @@ class Kernel:
         self.owners = OwnerPages(self.memory)
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []
+        #: Stretches of memory that were advised MADV_MERGEABLE.
+        self.mergeable: list[ksm.Area] = []
         self._next_pid = 1
         everything = self.memory.resolver.cpuset_nodes.top
         self.cgroups = {"": Cgroup("", "", Cpuset(everything, everything))}
@@ -229,6 +231,11 @@ class Kernel:
         nr_frames = self.memory.frames.nr_frames
         claim = self.hotplug.claims.get(self.memory.frames.nid_of(pfn)) if 0 <= pfn < nr_frames else None
         return memory_failure(self.memory, pfn, claim.owner if claim else "")
+
+    def merge_pages(self) -> int:
+        """One full scan of ksmd; how many pages went for an equal one."""
+        tasks = [p.task for p in self.processes.values() if not p.exited]
+        return ksm.scan(self.memory, tasks, self.mergeable)
 
     def advance(self, time_ns: int) -> None:
         """Let virtual time pass."""

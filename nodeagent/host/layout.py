@@ -28,7 +28,7 @@ PG_FILE = 16  # on the file lists (page cache that is not shmem)
 PG_DIRTY = 64  # written through a mapping that is gone; the others say so in their PTE
 PG_UNINVITED = 128  # on a private node that did not invite the request: a leak (`Design.invited`)
 PG_HELD = 256  # held by a driver or the kernel: mapped or not, on no LRU list, never reclaimed or moved
-PG_UNEVICTABLE = 512  # mlocked: on no list that reclaim scans
+PG_UNEVICTABLE = 512  # mlocked: on the list that reclaim does not scan
 PG_OBJECT = 32  # belongs to a file or shared-memory object: `object_id`, `object_index` say where
 
 # LRU lists of node `nid` are rows nid * NR_LRU_LISTS + one of these (`enum lru_list`).
@@ -36,7 +36,8 @@ LRU_INACTIVE_ANON = 0
 LRU_ACTIVE_ANON = 1
 LRU_INACTIVE_FILE = 2
 LRU_ACTIVE_FILE = 3
-NR_LRU_LISTS = 4
+LRU_UNEVICTABLE = 4
+NR_LRU_LISTS = 5
 
 NIL = -1
 

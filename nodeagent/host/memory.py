@@ -17,7 +17,8 @@ from privmem.nodeagent.buddy import Buddy
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.frames import FrameTable
 from privmem.nodeagent.host.high_order import HighOrder
-from privmem.nodeagent.host.layout import NIL, NR_LRU_LISTS, PG_LRU, PG_OBJECT
+from privmem.nodeagent.host.kernel_pages import KernelPages
+from privmem.nodeagent.host.layout import LRU_UNEVICTABLE, NIL, NR_LRU_LISTS, PG_LRU, PG_OBJECT
 from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
@@ -28,6 +29,7 @@ from privmem.scheduler import nodemask
 from privmem.scheduler.abi import MAX_NUMNODES, Reason
 from privmem.scheduler.isolation import DEFAULT_DESIGN, Service
 from privmem.scheduler.topology import HostTopology
+from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 from privmem.scheduler.watermark import Watermarks, host_watermarks
 
 # Columns of `Memory.numastat`, as in /sys/devices/system/node/nodeN/numastat.
@@ -75,6 +77,7 @@ class Sysctl:
     demotion_enabled: bool = True  # /sys/kernel/mm/numa/demotion_enabled
     watermark_scale_factor: int = 10  # vm.watermark_scale_factor
     min_free_kbytes: int | None = None  # vm.min_free_kbytes; None is what the kernel computes
+    linux: KernelVersion = LINUX_6_1  # no knob of the kernel: whose rules it follows where versions differ
 
 
 class Node:
@@ -125,7 +128,7 @@ class Memory:
     def __init__(
         self, topology: HostTopology, specs: list[NodeSpec], knobs: Sysctl, design: str = DEFAULT_DESIGN
     ) -> None:
-        self.resolver = Resolver(topology, design)
+        self.resolver = Resolver(topology, design, knobs.linux)
         self.frames = FrameTable({s.nid: s.span_pages for s in specs})
         self.page_table = PageTable()
         self.page_cache = PageCache()
@@ -157,6 +160,9 @@ class Memory:
         #: Accesses by node: reads, writes.
         self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
         self.outgoing = Outgoing()
+        self.kernel_pages = KernelPages()
+        #: Whether page tables take memory (pagetables.py).
+        self.account_pagetables = False
         self.nodes: dict[int, Node] = {}
         for spec in sorted(specs, key=lambda s: s.nid):
             self._add_node(spec)
@@ -258,7 +264,7 @@ class Memory:
         lru_kernel.lru_add(lru, pfn, *self.lru_arrays())
 
     def lru_del(self, pfn: int) -> None:
-        """`lruvec_del_folio`; nothing for a frame that is on no list (held, mlocked)."""
+        """`lruvec_del_folio`; nothing for a frame that is on no list (held)."""
         if not self.frames.flags[pfn] & np.uint16(PG_LRU):
             return
         base = self.frames.nid_of(pfn) * NR_LRU_LISTS
@@ -267,7 +273,12 @@ class Memory:
 
     def lru_sizes(self, nid: int) -> list[int]:
         """Frames on (inactive anon, active anon, inactive file, active file)."""
-        return [int(n) for n in self.lru_size[nid * NR_LRU_LISTS : (nid + 1) * NR_LRU_LISTS]]
+        first = nid * NR_LRU_LISTS
+        return [int(n) for n in self.lru_size[first : first + LRU_UNEVICTABLE]]
+
+    def nr_unevictable(self, nid: int) -> int:
+        """`Unevictable` of the node's meminfo, in pages: mlocked ones."""
+        return int(self.lru_size[nid * NR_LRU_LISTS + LRU_UNEVICTABLE])
 
     # -- snapshots
 
@@ -289,6 +300,8 @@ class Memory:
             "numastat": self.numastat.copy(),
             "nr_accesses": self.nr_accesses.copy(),
             "outgoing": self.outgoing.snapshot(),
+            "interleave_weights": dict(sorted(self.resolver.weights.items())),
+            "kernel_pages": self.kernel_pages.snapshot(),
             "nodes": {nid: _node_snapshot(node) for nid, node in self.nodes.items()},
         }
 
@@ -306,6 +319,8 @@ class Memory:
         for name in ("lru_head", "lru_tail", "lru_size", "numastat", "nr_accesses"):
             getattr(self, name)[:] = snapshot[name]
         self.outgoing.restore(snapshot["outgoing"])
+        self.resolver.weights = {int(nid): int(w) for nid, w in snapshot["interleave_weights"].items()}
+        self.kernel_pages.restore(snapshot["kernel_pages"])
         for nid, node in self.nodes.items():
             _node_restore(node, snapshot["nodes"][nid])
         self.setup_watermarks()

@@ -4,8 +4,9 @@ Models Linux 6.1: `task_numa_work` (the scanner), `do_numa_page`, `should_numa_m
 `numa_balancing = 2`, `numamigrate_isolate_page`. A page of a lower tier loses its access right at a scan; if
 it is accessed again within the hot threshold, and the promotion rate limit allows, it moves to the faulting
 CPU's node, provided that node stays above its high watermark; otherwise kswapd there is woken to make room.
-Private nodes are never scanned (feature series from F1 on). Left out: mode 1, the automatic adjustment of the
-threshold, adaptive scan periods; the rate limit is one a host, the kernel has one a target node.
+Private nodes are never scanned unless the design has a bit for it. Mode 1 moves any page to the CPU that uses
+it. Left out: the filter over two faults, which matters for pages that several tasks use, the automatic
+adjustment of the threshold, adaptive scan periods; the rate limit is one a host, the kernel has one a node.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT, PAGE_SIZE, Reason
 from privmem.scheduler.isolation import Service
 
+#: `NUMA_BALANCING_NORMAL`: pages follow the CPUs that use them, on every node.
+BALANCING = 1
+
 _MS = 1_000_000
 _SECOND_NS = 1_000_000_000
 #: Address space that one scan passes at most, in scan sizes (`virtpages`).
@@ -39,7 +43,7 @@ def scan(memory: Memory, task: Task, knobs: NumaBalancing) -> None:
     Only stretches in which an entry was changed count against the scan size; eight times as much address
     space is the limit. The scan begins anew when it has come to the end of the address space.
     """
-    if not knobs.tiering or memory.now_ns < task.next_scan_ns:
+    if not knobs.mode or memory.now_ns < task.next_scan_ns:
         return
     task.next_scan_ns = memory.now_ns + knobs.scan_period_ns
     left = knobs.scan_size_bytes // PAGE_SIZE
@@ -68,7 +72,8 @@ def _protect(memory: Memory, part: Vma) -> int:
     """`change_prot_numa`. Returns how many entries lost their access right."""
     scan_node = np.zeros(MAX_NUMNODES, dtype=np.uint8)
     for nid in memory.nodes:
-        scan_node[nid] = memory.resolver.allows(Service.NUMA_BALANCING, nid) and nid not in memory.top_tier
+        slow = memory.numa_balancing.mode == BALANCING or nid not in memory.top_tier
+        scan_node[nid] = slow and memory.resolver.allows(Service.NUMA_BALANCING, nid)
     changed = numa_kernel.protect_range(
         memory.page_table.pte,
         part.slot,
@@ -119,14 +124,17 @@ def hint_fault(memory: Memory, task: Task, vma: Vma, slot: int, knobs: NumaBalan
     memory.lru_del(pfn)
     one = np.array([pfn], dtype=np.int32)
     migrate_isolated(memory, one, source, target, Reason.PROMOTION, target.nid, task.cpu_nid)
-    memory.vmstat.add("pgpromote_success")
+    memory.vmstat.add("pgpromote_success" if knobs.tiering else "numa_pages_migrated")
     return HINT_FAULT_NS + migrate_cost_ns(source, target)
 
 
 def _should_migrate(memory: Memory, pfn: int, target: Node, knobs: NumaBalancing) -> bool:
-    """`should_numa_migrate_memory` for a page of a slow node: any page while the target has plenty of room
-    (`pgdat_free_space_enough`), hot ones within the rate limit otherwise.
+    """`should_numa_migrate_memory`. Mode 1: a fault of the one task that uses the page moves it at once. Mode 2,
+    for a page of a slow node: any page while the target has plenty of room (`pgdat_free_space_enough`), hot
+    ones within the rate limit otherwise.
     """
+    if knobs.mode == BALANCING:
+        return True
     enough = target.wmark.promo_pages + max(_PLENTY_PAGES, target.managed_pages >> 4)
     if target.free_pages > enough:
         return True

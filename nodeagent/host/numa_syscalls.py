@@ -61,8 +61,8 @@ def set_mempolicy(task: Task, mode_arg: int, user_nodes: int) -> int:
     if error:
         return error
     task.policy = policy
-    if policy is not None and policy.mode == Mpol.INTERLEAVE:
-        task.il_prev = IL_PREV_NONE
+    if policy is not None and policy.mode in mempolicy.INTERLEAVES:
+        task.il_prev, task.il_weight = IL_PREV_NONE, 0
     return 0
 
 
@@ -90,6 +90,8 @@ def get_mempolicy(memory: Memory, task: Task, vpn: int | None = None, flags: int
             word = _node_at(memory, task, vpn)
         elif policy is not None and policy.mode == Mpol.INTERLEAVE:
             word = nodemask.next_in(task.il_prev, policy.nodes)
+        elif policy is not None and policy.mode == Mpol.WEIGHTED_INTERLEAVE:
+            word = task.il_prev if task.il_weight else nodemask.next_in(task.il_prev, policy.nodes)
         else:
             return refused
         if word < 0:

@@ -18,7 +18,6 @@ from privmem.nodeagent.host.fault import handle_fault, map_page, remove_mapping
 from privmem.nodeagent.host.layout import (
     PG_HELD,
     PG_LRU,
-    PG_UNEVICTABLE,
     PTE_PFN_SHIFT,
     PTE_PRESENT,
     PTE_PROTNONE,
@@ -195,5 +194,5 @@ def _unpin(memory: Memory, pfn: int) -> None:
     frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_HELD)
     if int(frames.rmap[pfn]) == 0 and not memory.is_object_page(pfn):
         free_page(memory, pfn)
-    elif not frames.flags[pfn] & PG_UNEVICTABLE:
+    else:
         memory.lru_add(pfn)

@@ -19,6 +19,7 @@ from privmem.nodeagent.host import hugetlb_map, khugepaged, numa_syscalls, pins,
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
+from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from privmem.nodeagent.host.kernel import Kernel
 
 MADV_DONTNEED = 4
+MADV_MERGEABLE = 12
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
 MADV_COLLAPSE = 25
@@ -93,10 +95,15 @@ class Process:
             MADV_HUGEPAGE: partial(thp.madvise, huge=True),
             MADV_NOHUGEPAGE: partial(thp.madvise, huge=False),
             MADV_COLLAPSE: khugepaged.madvise_collapse,
+            MADV_MERGEABLE: self._mergeable,
         }
         if advice not in calls:
             raise OSError(errno.EINVAL, "EINVAL")
         self._check(calls[advice](self.kernel.memory, self.task, _page_of(addr), _pages_in(length)))
+
+    def _mergeable(self, _memory: Memory, task: Task, start: int, nr_pages: int) -> int:
+        self.kernel.mergeable.append((task.mm.mm_id, start, start + nr_pages))
+        return 0
 
     def mmap_hugetlb(self, length: int, shared: bool = False, noreserve: bool = False, addr: int = 0) -> int:
         """mmap(2) with MAP_ANONYMOUS | MAP_HUGETLB, of 2 MiB pages of the pool. Returns the address."""

@@ -6,12 +6,13 @@ are made anew whenever a node comes or goes (`build_all_zonelists`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from privmem.scheduler import nodemask
 from privmem.scheduler.isolation import Service, get_design
 from privmem.scheduler.tiers import TierTable, build_tiers
 from privmem.scheduler.topology import HostTopology
+from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 from privmem.scheduler.zonelist import AllocRequest
 
 
@@ -28,8 +29,12 @@ class Resolution:
 class Resolver:
     """Zonelists, policy nodes and tiers of one host under one isolation design."""
 
-    def __init__(self, topology: HostTopology, design: str) -> None:
+    def __init__(self, topology: HostTopology, design: str, linux: KernelVersion = LINUX_6_1) -> None:
         self.design = get_design(design)
+        #: Whose rules are followed where versions differ.
+        self.linux = linux
+        #: /sys/kernel/mm/mempolicy/weighted_interleave: node -> weight, of those that have one.
+        self.weights: dict[int, int] = {}
         self._resolved: dict[tuple[AllocRequest, int | None], Resolution] = {}
         self._allowed: dict[tuple[Service, int], bool] = {}
         self.rebuild(topology)
@@ -38,7 +43,8 @@ class Resolver:
         """Take over a topology and work out all tables again."""
         self.topology = topology
         self.lists = self.design.zonelists(topology)
-        self.policy_nodes = self.design.policy_nodes(topology)
+        rules = self.design.policy_nodes(topology)
+        self.policy_nodes = replace(rules, weighted=self.linux.weighted_interleave)
         self.cpuset_nodes = self.design.cpuset_nodes(topology)
         self._resolved.clear()
         self._allowed.clear()

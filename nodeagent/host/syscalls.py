@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from privmem.nodeagent.host import huge_split, hugetlb_map, pins
+from privmem.nodeagent.host import huge_split, hugetlb_map, pagetables, pins
 from privmem.nodeagent.host.fault import add_mapping, handle_fault, unmap_range
 from privmem.nodeagent.host.filemap import release_all
 from privmem.nodeagent.host.layout import (
@@ -220,6 +220,7 @@ def exit_task(memory: Memory, task: Task) -> None:
     pins.unpin_user_pages(memory, task)
     for vma in list(task.mm.vmas):
         munmap(memory, task, vma.start, vma.nr_pages)
+    pagetables.release(memory, task)
 
 
 def write_cpuset_mems(

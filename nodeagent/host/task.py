@@ -27,6 +27,8 @@ class Task:
         #: Effective mems of its cpuset.
         self.mems_allowed = resolver.cpuset_nodes.top
         self.il_prev = IL_PREV_NONE
+        #: What is left of the weight of node `il_prev` (MPOL_WEIGHTED_INTERLEAVE).
+        self.il_weight = 0
         #: `do_migrate_pages` that waits for an extent: old nodes, new nodes, old ones that are left, pages that
         #: could not move so far.
         self.migrating: tuple[int, int, int, int] | None = None
@@ -58,14 +60,27 @@ class Task:
         Interleaving goes by `offset`, a page's number in whatever it belongs to; for a page that belongs to
         no mapping (None) by the task's own counter.
         """
-        turn = NUMA_NO_NODE
-        if policy is not None and policy.mode == Mpol.INTERLEAVE:
-            if offset is None:
-                turn, self.il_prev = mempolicy.interleave_next(policy, self.il_prev)
-            else:
-                turn = mempolicy.offset_il_node(policy, offset, self.cpu_nid)
+        turn = self._turn(policy, offset) if policy is not None else NUMA_NO_NODE
         request = mempolicy.request(policy, self.cpu_nid, self.reach, turn)
         return request, turn != NUMA_NO_NODE
+
+    def _turn(self, policy: Mempolicy, offset: int | None) -> int:
+        """The node whose turn it is, if the policy takes turns (`interleave_nodes`, `offset_il_node`, weighted)."""
+        weights = self.resolver.weights
+        if policy.mode == Mpol.INTERLEAVE:
+            if offset is None:
+                turn, self.il_prev = mempolicy.interleave_next(policy, self.il_prev)
+                return turn
+            if not self.resolver.linux.whole_interleave_offset:
+                offset &= 0xFFFFFFFF
+            return mempolicy.offset_il_node(policy, offset, self.cpu_nid)
+        if policy.mode == Mpol.WEIGHTED_INTERLEAVE:
+            if offset is None:
+                state = mempolicy.weighted_interleave_next(policy, self.il_prev, self.il_weight, weights)
+                turn, self.il_prev, self.il_weight = state
+                return turn
+            return mempolicy.weighted_interleave_nid(policy, offset, self.cpu_nid, weights)
+        return NUMA_NO_NODE
 
     def context_of(self, request: AllocRequest, interleave: bool = False) -> AllocContext:
         """A request of this task with its candidate zones."""
@@ -96,6 +111,7 @@ class Task:
             "mems_allowed": self.mems_allowed,
             "cpu": self.cpu,
             "il_prev": self.il_prev,
+            "il_weight": self.il_weight,
             "next_scan_ns": self.next_scan_ns,
             "scan_vpn": self.scan_vpn,
             "migrating": None if self.migrating is None else list(self.migrating),
@@ -105,7 +121,7 @@ class Task:
     def restore(self, snapshot: dict[str, Any]) -> None:
         policy = snapshot["policy"]
         self.policy = None if policy is None else Mempolicy.from_spec(policy)
-        for name in ("mems_allowed", "cpu", "il_prev", "next_scan_ns", "scan_vpn"):
+        for name in ("mems_allowed", "cpu", "il_prev", "il_weight", "next_scan_ns", "scan_vpn"):
             setattr(self, name, snapshot[name])
         migrating = snapshot["migrating"]
         self.migrating = None if migrating is None else tuple(migrating)

@@ -28,9 +28,11 @@ EVENTS = (
     "numa_pte_updates",
     "numa_hint_faults",
     "numa_hint_faults_local",
+    "numa_pages_migrated",  # by mode 1
     "allocstall",
     "kswapd_wake",  # ours: pageoutrun counts runs, not wakes
     "oom_kill",
+    "ksm_merged",  # ours: pages that went for an equal one
     "pgleak",  # ours: pages that landed on a private node that did not invite them
     "demote_compressed",  # ours: pages demoted to a compressed node
     "demote_pooled",  # ours: pages demoted to a pooled node
