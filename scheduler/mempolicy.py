@@ -36,9 +36,9 @@ _MODE_FLAGS = MPOL_MODE_FLAGS | MPOL_F_NUMA_BALANCING
 #: shown to one. It is what makes a fault ask for private memory.
 MPOL_F_PRIVATE = 1 << 5
 
-_INTERLEAVES = (Mpol.INTERLEAVE, Mpol.WEIGHTED_INTERLEAVE)
+INTERLEAVES = (Mpol.INTERLEAVE, Mpol.WEIGHTED_INTERLEAVE)
 #: Modes whose nodes follow the cpuset (`mpol_rebind_nodemask`).
-_REBOUND = (Mpol.BIND, *_INTERLEAVES)
+_REBOUND = (Mpol.BIND, *INTERLEAVES)
 
 #: `il_prev` of a task whose interleaving starts anew (the kernel's MAX_NUMNODES - 1): the next node is the
 #: first one.
@@ -265,7 +265,7 @@ def request(
         return AllocRequest(local_nid, None, Reason.FAULT, movable=movable)
     marked = bool(policy.flags & MPOL_F_PRIVATE)
     nid, mask, retry = local_nid, None, False
-    if policy.mode in _INTERLEAVES:
+    if policy.mode in INTERLEAVES:
         nid = interleave_nid
     elif policy.mode == Mpol.PREFERRED:
         nid = nodemask.first(policy.nodes)
@@ -285,13 +285,11 @@ def interleave_next(policy: Mempolicy, il_prev: int) -> tuple[int, int]:
 
 
 def offset_il_node(policy: Mempolicy, offset: int, local_nid: int) -> int:
-    """`offset_il_node`: the node of page `offset` of an interleaved range; the kernel cuts the offset to 32
-    bits.
-    """
+    """`offset_il_node`: the node of page `offset` of an interleaved range. (6.1 takes the offset's low 32 bits.)"""
     size = nodemask.weight(policy.nodes)
     if size == 0:
         return local_nid
-    return nodemask.nth(policy.nodes, (offset & 0xFFFFFFFF) % size)
+    return nodemask.nth(policy.nodes, offset % size)
 
 
 # -- weighted interleaving (Linux 6.9)

@@ -395,7 +395,7 @@ def query_range(memory: Memory, task: Task, start: int, nr_pages: int) -> list[i
         pfns = (entries >> np.uint32(PTE_PFN_SHIFT)).astype(np.int64)
         nids = memory.frames.node_of_section[pfns >> SECTION_SHIFT]
         nids = np.where(np.isin(nids, hidden), -errno.ENOENT, nids)
-        absent = -errno.EFAULT if part.kind == VMA_ANON else -errno.ENOENT
+        absent = _absent(task, part)
         found = np.where(entries & np.uint32(PTE_PRESENT) != 0, nids, absent)
         answers[part.start - start : part.end - start] = found
     return [int(answer) for answer in answers]
@@ -403,6 +403,14 @@ def query_range(memory: Memory, task: Task, start: int, nr_pages: int) -> list[i
 
 def _may_look_at(task: Task, nid: int) -> bool:
     return task.resolver.design.allows(Service.USER_MOVE, task.resolver.topology.node(nid))
+
+
+def _absent(task: Task, vma: Vma) -> int:
+    """What is said of a page that is not there: 6.1 says -EFAULT in private anonymous memory, newer kernels say
+    -ENOENT everywhere.
+    """
+    private = vma.kind == VMA_ANON and not task.resolver.linux.absent_is_enoent
+    return -errno.EFAULT if private else -errno.ENOENT
 
 
 def _status(memory: Memory, task: Task, vpn: int) -> tuple[int, int]:
@@ -416,7 +424,7 @@ def _status(memory: Memory, task: Task, vpn: int) -> tuple[int, int]:
         return -errno.EFAULT, -1
     entry = int(memory.page_table.pte[vma.slot_of(vpn)])
     if not entry & PTE_PRESENT:
-        return (-errno.EFAULT if vma.kind == VMA_ANON else -errno.ENOENT), -1
+        return _absent(task, vma), -1
     pfn = entry >> PTE_PFN_SHIFT
     if not _may_look(memory, task, pfn):
         return -errno.ENOENT, pfn

@@ -1,0 +1,52 @@
+"""Versions of Linux whose rules differ where this project follows more than one.
+
+6.1 is the default everywhere. A newer version is chosen by name (`linux: "6.12"`), and turns on what it brought:
+each property below is one rule, and says where it was seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class KernelVersion:
+    """A version of Linux, as in `6.12`."""
+
+    major: int
+    minor: int
+
+    @staticmethod
+    def parse(text: str) -> KernelVersion:
+        """From `6.12` or `6.12.117`; what follows the second number does not matter. Raises ValueError."""
+        parts = text.split(".")
+        numbers = parts[:2]
+        if len(numbers) != 2 or not all(part.isascii() and part.isdecimal() for part in numbers):
+            raise ValueError(f"{text!r} is not a version of Linux such as 6.1")
+        version = KernelVersion(int(numbers[0]), int(numbers[1]))
+        if version < LINUX_6_1:
+            raise ValueError(f"Linux {version} is older than 6.1, the oldest whose rules are here")
+        return version
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+    @property
+    def weighted_interleave(self) -> bool:
+        """MPOL_WEIGHTED_INTERLEAVE exists: Linux 6.9, mm/mempolicy.c."""
+        return self >= KernelVersion(6, 9)
+
+    @property
+    def whole_interleave_offset(self) -> bool:
+        """Interleaving by offset takes the whole page number, not its low 32 bits (recorded on 6.12)."""
+        return self >= KernelVersion(6, 12)
+
+    @property
+    def absent_is_enoent(self) -> bool:
+        """move_pages says ENOENT of a page that is not there in private anonymous memory, where 6.1 says EFAULT
+        (recorded on 6.12).
+        """
+        return self >= KernelVersion(6, 12)
+
+
+LINUX_6_1 = KernelVersion(6, 1)
