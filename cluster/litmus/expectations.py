@@ -147,7 +147,13 @@ def check_outcome(tree: Tree) -> list[Problem]:
     problems = []
     for word in _outcome_words(tree):
         text = str(word.value)
-        if len(text) > 3 and text.isupper() and text.isalpha() and text not in errno.errorcode.values() and text not in SIGNALS:
+        if (
+            len(text) > 3
+            and text.isupper()
+            and text.isalpha()
+            and text not in errno.errorcode.values()
+            and text not in SIGNALS
+        ):
             known = [*errno.errorcode.values(), *SIGNALS]
             problems.append(
                 Problem(word.line, f"found {text!r}; allowed: an errno name{nearest(text, known)}", "expect")

@@ -10,6 +10,7 @@ from privmem.cluster.litmus.expectations import choose, outcome_agrees, shown
 from privmem.cluster.litmus.script import Script, Step
 from privmem.cluster.litmus.world import Stuck, World
 from privmem.nodeagent.host.process import Signalled
+from privmem.nodeagent.host.story import Story
 from privmem.scheduler.errors import InvariantError
 
 PASSED, FAILED, NOT_RUN, ERROR = "passed", "failed", "not run", "error"
@@ -44,7 +45,7 @@ def applies(script: Script, design: str) -> bool:
     return script.designs == ("every",) or design in script.designs
 
 
-def run_script(script: Script, design: str) -> Result:
+def run_script(script: Script, design: str, story: bool = False) -> Result:
     """Run a file. It goes on after a failed expectation, and ends at a step that makes no sense."""
     result = Result(script.path, script.title, design, PASSED)
     if not applies(script, design):
@@ -57,6 +58,8 @@ def run_script(script: Script, design: str) -> Result:
         result.reasons.append(f"{script.path}: the machine does not boot: {error.strerror}")
         return result
     result.world = world
+    if story:
+        world.kernel.memory.story = Story(world.kernel.memory)
     try:
         for step in script.steps:
             result.reasons += [f"line {step.line}: {reason}" for reason in _take(world, step, design)]
@@ -76,10 +79,14 @@ def _take(world: World, step: Step, design: str) -> list[str]:
         reasons = [claim.check(world, design) for claim in step.claims]
         return [reason for reason in reasons if reason]
     error, outcome = "", None
+    if world.kernel.memory.story is not None:
+        world.kernel.memory.story.cause = f"line {step.line}, {step.actor}: {step.text}"
     try:
         outcome = step.call.run(world, step.actor)
     except OSError as failure:
         error = errno.errorcode.get(failure.errno or 0, str(failure.errno))
+        if world.kernel.memory.story is not None:
+            world.kernel.memory.story.failed(error)
     except Signalled as end:
         error = end.signal.name
     chosen = choose(step.outcome, design) if step.outcome is not None else None

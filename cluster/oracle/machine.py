@@ -15,7 +15,7 @@ import numpy as np
 from privmem.cluster.errors import PrivmemError
 from privmem.cluster.oracle.ops import FILE_PAGES, REGION_PAGES, Op
 from privmem.cluster.oracle.recording import SETTINGS, Program
-from privmem.nodeagent.host import filemap, numa_syscalls, syscalls
+from privmem.nodeagent.host import filemap, numa_syscalls, policy_calls, syscalls
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
@@ -24,6 +24,7 @@ from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.cpuset import Cpuset
 from privmem.scheduler.topology import HostTopology, NodeTopology
+from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 
 _NODE_PAGES = (256 << 20) >> 12
 _DISTANCES = ((10, 20, 30, 40), (20, 10, 20, 30), (30, 20, 10, 20), (40, 30, 20, 10))
@@ -31,8 +32,8 @@ _ALL_MEMS = 0b1111
 _NODES_WITH_CPU = 2
 _FIRST_VPN = 0x1000_0000_0000 >> 12
 _MADV_DONTNEED = 4
-#: The kernel whose rules the emulator follows.
-_VERSION = "6.1"
+#: The kernels of which there are recordings.
+_VERSIONS = (LINUX_6_1, KernelVersion(6, 12))
 _SIGNALS = {0: 0, FAULT_SIGBUS: int(signal.SIGBUS), -errno.EFAULT: int(signal.SIGSEGV)}
 #: Ops whose name is not that of their method, which Python or another op has taken.
 _METHODS = {"try": "access", "moves": "move"}
@@ -79,21 +80,33 @@ def vpn_of(region: int, offset: int = 0) -> int:
     return _FIRST_VPN + region * REGION_PAGES + offset
 
 
+def linux_of(program: Program) -> KernelVersion:
+    """The version of Linux that ran a program. Raises NotEmulated."""
+    try:
+        return KernelVersion.parse(program.kernel)
+    except ValueError as error:
+        raise NotEmulated(str(error)) from None
+
+
 def check_emulated(program: Program) -> None:
     """Raises NotEmulated for a program of a kernel or a machine that the emulator cannot be."""
-    version = program.kernel.split(".")[:2]
-    if version != _VERSION.split("."):
-        raise NotEmulated(f"Linux {program.kernel}; this emulator is Linux {_VERSION}")
+    if linux_of(program) not in _VERSIONS:
+        versions = " and ".join(str(version) for version in _VERSIONS)
+        raise NotEmulated(f"Linux {program.kernel}; this emulator is Linux {versions}")
     for name, value in program.machine.items():
         if value != SETTINGS[name]:
             raise NotEmulated(f"a machine with {name} {value}")
 
 
 class Machine:
-    """The machine with one fresh task. `first_inodes`: by CPU, the number of the next shared mapping's inode."""
+    """The machine with one fresh task. `first_inodes`: by CPU, the number of the next shared mapping's inode;
+    `linux`: the kernel that it runs.
+    """
 
-    def __init__(self, first_inodes: Mapping[int, int] | None = None) -> None:
-        knobs = Sysctl(NumaBalancing(mode=0), demotion_enabled=False)
+    def __init__(
+        self, first_inodes: Mapping[int, int] | None = None, linux: KernelVersion = LINUX_6_1
+    ) -> None:
+        knobs = Sysctl(NumaBalancing(mode=0), demotion_enabled=False, linux=linux)
         self.memory = Memory(_topology(), _specs(), knobs)
         self.task = Task(1, 0, self.memory.resolver)
         self.group = Cpuset(_ALL_MEMS, _ALL_MEMS)
@@ -183,6 +196,13 @@ class Machine:
         found = numa_syscalls.query_range(self.memory, self.task, vpn_of(region, offset), pages)
         nodes = dict.fromkeys(nid for nid in found if nid >= 0)
         return f"0 {','.join(map(str, nodes)) or '-'}"
+
+    def homenode(self, region: int, offset: int, pages: int, nid: int, flags: int) -> int:
+        start = vpn_of(region, offset)
+        return policy_calls.set_mempolicy_home_node(self.memory, self.task, start, pages, nid, flags)
+
+    def weight(self, nid: int, weight: int) -> int:
+        return policy_calls.write_weight(self.memory, nid, str(weight))
 
     def move(self, region: int, offset: int, pages: int, nodes: int | tuple[int, ...], flags: int) -> str:
         start = vpn_of(region, offset)

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from privmem.cluster.oracle.machine import Machine, NotEmulated, check_emulated
+from privmem.cluster.oracle.machine import Machine, NotEmulated, check_emulated, linux_of
 from privmem.cluster.oracle.ops import Op
 from privmem.cluster.oracle.recording import Program
 from privmem.nodeagent.host.audit import validate_memory
-from privmem.scheduler.abi import Mpol
+from privmem.scheduler.mempolicy import INTERLEAVES
 
 #: Least common multiple of the numbers of nodes that can take turns on a machine of four.
 INODE_PERIOD = 12
@@ -92,11 +92,11 @@ def _candidates(program: Program) -> Iterator[tuple[tuple[int, int], ...]]:
 
 def _interleaves(op: Op) -> bool:
     mode = {"setpol": 0, "mbind": 3}.get(op.name)
-    return mode is not None and int(op.args[mode]) & _MODE_MASK == Mpol.INTERLEAVE
+    return mode is not None and int(op.args[mode]) & _MODE_MASK in INTERLEAVES
 
 
 def _replay_with(program: Program, inodes: tuple[tuple[int, int], ...], validate: bool) -> Verdict:
-    machine = Machine(dict(inodes))
+    machine = Machine(dict(inodes), linux_of(program))
     for number, (op, expected) in enumerate(zip(program.ops, program.results, strict=True)):
         try:
             got = machine.run(op)

@@ -100,6 +100,8 @@ def map_page(memory: Memory, slot: int, pfn: int, *, writable: bool, dirty: bool
 def add_mapping(memory: Memory, slot: int, pfn: int, flags: int) -> None:
     """Map one more slot to a frame; `flags` are PTE bits."""
     table = memory.page_table
+    if memory.story is not None:
+        memory.story.mapped(slot, pfn)
     table.pte[slot] = np.uint32(pfn << PTE_PFN_SHIFT | flags)
     table.rmap_next[slot] = memory.frames.rmap[pfn]
     memory.frames.rmap[pfn] = slot

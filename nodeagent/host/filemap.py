@@ -148,10 +148,14 @@ def vma_policy(memory: Memory, vma: Vma, vpn: int) -> Mempolicy | None:
     return vma.policy
 
 
-def vma_request(memory: Memory, task: Task, vma: Vma, vpn: int) -> tuple[AllocRequest, bool]:
-    """`vma_alloc_folio`: the request for a page at `vpn`, and whether it is a turn of interleaving."""
+def vma_request(
+    memory: Memory, task: Task, vma: Vma, vpn: int, first_turn: int = 0
+) -> tuple[AllocRequest, bool]:
+    """`vma_alloc_folio`: the request for a page at `vpn`, and whether it is a turn of interleaving; turns are counted
+    from `first_turn` on.
+    """
     offset = vpn if vma.kind == VMA_ANON else vma.index + vpn - vma.start
-    return task.policy_request(vma_policy(memory, vma, vpn) or task.policy, offset)
+    return task.policy_request(vma_policy(memory, vma, vpn) or task.policy, first_turn + offset)
 
 
 def sync(memory: Memory) -> None:

@@ -24,6 +24,7 @@ from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
 from privmem.nodeagent.host.pagecache import PageCache
 from privmem.nodeagent.host.resolve import Resolver
+from privmem.nodeagent.host.story import Story
 from privmem.nodeagent.host.vmstat import Vmstat
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import MAX_NUMNODES, Reason
@@ -161,6 +162,8 @@ class Memory:
         self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
         self.outgoing = Outgoing()
         self.kernel_pages = KernelPages()
+        #: Who wants to hear what happens to pages (story.py).
+        self.story: Story | None = None
         #: Whether page tables take memory (pagetables.py).
         self.account_pagetables = False
         self.nodes: dict[int, Node] = {}

@@ -98,6 +98,9 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
         memory.object_moved(int(pfns[at]), int(new[at]))
     if target.spec.stores:
         store_content(memory, target, new)
+    if memory.story is not None:
+        for old, fresh in zip(pfns.tolist(), new.tolist(), strict=True):
+            memory.story.moved(old, fresh, reason)
     release_frames(memory, source, pfns)
     lru_kernel.putback(new, nr, target.nid * NR_LRU_LISTS, *memory.lru_arrays())
     source.migrated_read_bytes += nr * PAGE_SIZE

@@ -145,9 +145,10 @@ def mbind(
     if found < 0:
         return found
     _bind_range(memory, task, start, end, policy)
-    contexts = [_policy_context(memory, task, vpn) for _, vpn in queued]
+    base = _first_turn(memory, task, queued)
+    contexts = [_policy_context(memory, task, vpn, base) for _, vpn in queued]
     failed = _migrate(memory, [pfn for pfn, _ in queued], contexts)
-    return -errno.EIO if found > 0 or (failed and flags & MPOL_MF_STRICT) else 0
+    return -errno.EIO if (found or failed) and flags & MPOL_MF_STRICT else 0
 
 
 def _queue_pages(
@@ -155,8 +156,8 @@ def _queue_pages(
 ) -> tuple[int, Queued]:
     """`queue_pages_range`: pages on `nodes` (a mask, possibly of infinite width), in order of address.
 
-    Returns -EFAULT for a hole (unless `holes`), -EIO for a misplaced page that only STRICT asked about, 1
-    when a page cannot be moved and STRICT minds; and the pages to move.
+    Returns -EFAULT for a hole (unless `holes`), -EIO for a misplaced page that only STRICT asked about, else how
+    many pages cannot be isolated, those that are met a second time included; and the pages to move.
     """
     parts = task.mm.in_range(start, end)
     queued: Queued = []
@@ -179,7 +180,7 @@ def _queue_pages(
             if not (flags & MPOL_MF_MOVE_ALL or memory.mapped_once(pfn)):
                 continue
             if pfn in seen or not _may_isolate(memory, task, pfn):
-                stuck |= int(bool(flags & MPOL_MF_STRICT))
+                stuck += 1
                 continue
             seen[pfn] = at
             queued.append((pfn, at))
@@ -235,11 +236,22 @@ def _equal(one: Mempolicy | None, other: Mempolicy | None) -> bool:
     return (not one.stores_user_nodemask or one.w == other.w) and one.nodes == other.nodes
 
 
-def _policy_context(memory: Memory, task: Task, vpn: int) -> AllocContext:
+def _first_turn(memory: Memory, task: Task, queued: Queued) -> int:
+    """Where turns of interleaving begin for pages that mbind moves: with the inode number of the shared memory that
+    the first page belongs to, and for pages behind it as well (6.7); 6.1 forgets it.
+    """
+    vma = task.mm.find(queued[0][1]) if queued and task.resolver.linux.folio_mempolicy else None
+    if vma is None or vma.kind != VMA_OBJECT:
+        return 0
+    holder = memory.page_cache.of(vma.object_id)
+    return holder.ino if holder.kind == SHMEM else 0
+
+
+def _policy_context(memory: Memory, task: Task, vpn: int, first_turn: int) -> AllocContext:
     """`new_page`: where the policy in force at an address wants the page."""
     vma = task.mm.find(vpn)
     assert vma is not None  # it was queued from there
-    request, interleave = vma_request(memory, task, vma, vpn)
+    request, interleave = vma_request(memory, task, vma, vpn, first_turn)
     return task.context_of(replace(request, reason=Reason.USER_MOVE), interleave)
 
 
@@ -376,9 +388,10 @@ def _migrate_to_node(
         return 0
     start, end = task.mm.vmas[0].start, task.mm.vmas[-1].end
     flags = MPOL_MF_MOVE_ALL if move_all else MPOL_MF_MOVE
-    _, queued = _queue_pages(memory, task, start, end, 1 << source, flags, holes=True)
+    stuck, queued = _queue_pages(memory, task, start, end, 1 << source, flags, holes=True)
     context = _to_node(task, target, mems)
-    return _migrate(memory, [pfn for pfn, _ in queued], [context] * len(queued))
+    failed = _migrate(memory, [pfn for pfn, _ in queued], [context] * len(queued))
+    return failed + (stuck if task.resolver.linux.folio_mempolicy else 0)
 
 
 def query_pages(memory: Memory, task: Task, vpns: list[int]) -> list[int]:

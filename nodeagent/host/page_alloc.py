@@ -82,9 +82,13 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
         if ctx.uninvited >> nid & 1:
             memory.frames.flags[pfn] |= np.uint16(PG_UNINVITED)
             memory.vmstat.add("pgleak")
+        if memory.story is not None:
+            memory.story.allocated(ctx, pfn)
         zone_statistics(memory, ctx.zones[0], nid, ctx.cpu_nid, 1)
         if ctx.interleave and nid == ctx.zones[0]:
             memory.numastat[nid, INTERLEAVE_HIT] += 1
+    elif memory.story is not None:
+        memory.story.refused(ctx)
     return pfn
 
 
@@ -157,6 +161,9 @@ def release_frames(memory: Memory, node: Node, pfns: np.ndarray) -> None:
     if node.spec.stores:
         memory.outgoing.free(node.spec.device, pfns - node.start_pfn)
     memory.frames.flags[pfns] = 0
+    if memory.story is not None:
+        for pfn in pfns.tolist():
+            memory.story.freed(pfn)
     memory.lru_batches.forget(pfns)
     node.buddy.free_bulk(pfns)
     memory.vmstat.add("pgfree", len(pfns))

@@ -71,7 +71,7 @@ class Task:
             if offset is None:
                 turn, self.il_prev = mempolicy.interleave_next(policy, self.il_prev)
                 return turn
-            if not self.resolver.linux.whole_interleave_offset:
+            if not self.resolver.linux.folio_mempolicy:
                 offset &= 0xFFFFFFFF
             return mempolicy.offset_il_node(policy, offset, self.cpu_nid)
         if policy.mode == Mpol.WEIGHTED_INTERLEAVE:
