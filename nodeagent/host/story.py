@@ -72,17 +72,22 @@ class Story:
         region = self.memory.page_table.find(slot)
         page = (region.mm_id, region.vpn + slot - region.start)
         others = int(self.memory.frames.rmap[pfn]) != 0 or self.memory.is_object_page(pfn)
+        nid = self.memory.frames.nid_of(pfn)
         how = "the page was there already, it is mapped where it is" if others else "a page of its own"
         self._add(
             "mapped",
             pfn,
             page=page,
-            text=f"by process {region.mm_id} on node {self.memory.frames.nid_of(pfn)}: {how}",
+            text=f"by process {region.mm_id} on node {nid}: {how}",
         )
 
     def freed(self, pfn: int) -> None:
         """The frame is free again."""
         self._add("freed", pfn, text=f"on node {self.memory.frames.nid_of(pfn)}")
+
+    def failed(self, text: str) -> None:
+        """A call was refused."""
+        self._add("refused", -1, text=text)
 
     def _add(
         self, what: str, pfn: int, old_pfn: int = -1, page: tuple[int, int] | None = None, text: str = ""
