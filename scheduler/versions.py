@@ -37,14 +37,17 @@ class KernelVersion:
         return self >= KernelVersion(6, 9)
 
     @property
-    def whole_interleave_offset(self) -> bool:
-        """Interleaving by offset takes the whole page number, not its low 32 bits (recorded on 6.12)."""
-        return self >= KernelVersion(6, 12)
+    def folio_mempolicy(self) -> bool:
+        """What came with `alloc_pages_mpol` (Linux 6.7, mm/mempolicy.c): interleaving by offset takes the whole page
+        number, where 6.1 takes its low 32 bits; pages that mbind moves take turns as at a fault, where 6.1 forgets
+        the inode number of shared memory; a page that cannot be isolated counts as one that could not move.
+        """
+        return self >= KernelVersion(6, 7)
 
     @property
     def absent_is_enoent(self) -> bool:
         """move_pages says ENOENT of a page that is not there in private anonymous memory, where 6.1 says EFAULT
-        (recorded on 6.12).
+        (`do_pages_stat_array` since it walks folios: Linux 6.12, mm/migrate.c).
         """
         return self >= KernelVersion(6, 12)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from pathlib import Path
 
 from privmem.nodeagent.device.timing import CLASS_TIMING, class_timing
 from privmem.nodeagent.host import vmstat
-from privmem.scheduler import mempolicy
-from privmem.scheduler.abi import Mpol
 from privmem.scheduler.messages import StorePages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,13 +82,6 @@ def test_one_page_an_access(rack, stream):
     syscalls.mmap_object(r.memory, task, 1 << 30, 16, holder, private=False)
     assert filemap.read_pages(r.memory, task, holder, 0, 1) == 1
     assert r.memory.lru_sizes(0)[2:] in ([1, 0], [0, 1])  # Linux: readahead brings more
-
-
-def test_no_weighted_interleave():
-    assert (
-        mempolicy.new_policy(int(Mpol.WEIGHTED_INTERLEAVE), 1, 1, mempolicy.PolicyNodes(1))[0]
-        == -errno.EINVAL
-    )
 
 
 def test_no_gpu_class():
