@@ -24,7 +24,7 @@ PARTLY = {
     "linux_mapahead.jsonl.gz": (97, 0),
     "linux_protection.jsonl.gz": (100, 1),
     "linux_queries.jsonl.gz": (100, 51),
-    "linux_swap.jsonl.gz": (98, 0),
+    "linux_swap.jsonl.gz": (97, 0),
     "linux_swapahead.jsonl.gz": (86, 0),
     "linux_demotion.jsonl.gz": (100, 0),
     "linux612_readahead.jsonl.gz": (100, 0),
