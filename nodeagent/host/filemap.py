@@ -154,8 +154,8 @@ def vma_request(
     """`vma_alloc_folio`: the request for a page at `vpn`, and whether it is a turn of interleaving; turns are counted
     from `first_turn` on.
     """
-    offset = vpn if vma.kind == VMA_ANON else vma.index + vpn - vma.start
-    return task.policy_request(vma_policy(memory, vma, vpn) or task.policy, first_turn + offset)
+    turn = first_turn + vma.offset_of(vpn)
+    return task.policy_request(vma_policy(memory, vma, vpn) or task.policy, turn)
 
 
 def sync(memory: Memory) -> None:

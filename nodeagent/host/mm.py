@@ -42,19 +42,43 @@ class Vma:
     no_huge: bool = False
     #: VM_HUGEPAGE: huge pages are wanted.
     huge: bool = False
+    #: VM_READ. Without it and `writable` (PROT_NONE) no access is allowed.
+    readable: bool = True
+    #: VM_MAYWRITE: mprotect may grant writing; not for a shared mapping of a file opened for reading only.
+    may_write: bool = True
+    #: VM_LOCKED, and VM_LOCKONFAULT: pages are mlocked, but only those that a fault brings in.
+    locked: bool = False
+    on_fault: bool = False
+    #: VM_SEQ_READ and VM_RAND_READ: what madvise said of how a file is read.
+    sequential: bool = False
+    random: bool = False
+    #: The open file that is mapped (`vm_file`), see pagecache.OpenFile; 0 for none.
+    file_id: int = 0
+    #: Anonymous memory that mremap moved: what its page numbers were before, less what they are (`vm_pgoff`).
+    moved: int = 0
 
     @property
     def nr_pages(self) -> int:
         return self.end - self.start
 
+    @property
+    def accessible(self) -> bool:
+        """`vma_is_accessible`: anything but PROT_NONE."""
+        return self.readable or self.writable
+
     def slot_of(self, vpn: int) -> int:
         """Slot of a page of this VMA."""
         return self.slot + vpn - self.start
 
+    def offset_of(self, vpn: int) -> int:
+        """`linear_page_index`: a page's number in what is mapped; in anonymous memory its first address."""
+        return vpn + self.moved if self.kind == VMA_ANON else self.index + vpn - self.start
+
     def cut(self, start: int, end: int) -> Vma:
         """The part [start, end) of this VMA."""
         shift = start - self.start
-        return replace(self, start=start, end=end, slot=self.slot + shift, index=self.index + shift)
+        index = self.index if self.kind == VMA_ANON else self.index + shift
+        return replace(self, start=start, end=end, slot=self.slot + shift, index=index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +268,14 @@ class Mm:
                 v.device_nid,
                 v.no_huge,
                 v.huge,
+                v.readable,
+                v.may_write,
+                v.locked,
+                v.on_fault,
+                v.sequential,
+                v.random,
+                v.file_id,
+                v.moved,
             ]
             for v in self.vmas
         ]
@@ -287,14 +319,7 @@ def _merge(vmas: list[Vma]) -> list[Vma]:
         if (
             last is not None
             and last.end == vma.start
-            and vma
-            == replace(
-                last,
-                start=vma.start,
-                end=vma.end,
-                slot=last.slot + last.nr_pages,
-                index=last.index + last.nr_pages,
-            )
+            and vma == replace(last, end=vma.end).cut(last.end, vma.end)
         ):
             merged[-1] = replace(last, end=vma.end)
         else:

@@ -51,8 +51,7 @@ class Task:
 
         Interleaving goes by the page's offset in its VMA's object, which for anonymous memory is its address.
         """
-        offset = vpn if vma.object_id == 0 else vma.index + vpn - vma.start
-        return self.context_of(*self.policy_request(vma.policy or self.policy, offset))
+        return self.context_of(*self.policy_request(vma.policy or self.policy, vma.offset_of(vpn)))
 
     def policy_request(self, policy: Mempolicy | None, offset: int | None) -> tuple[AllocRequest, bool]:
         """What is asked for under a policy, and whether it is a turn of interleaving.
