@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "schema": ("schema", "print the JSON schema of configurations, for editors"),
     "diff": ("diff", "find the first round and participant in which two runs differ"),
     "litmus": ("litmus", "run litmus tests under isolation designs, side by side"),
+    "audit": ("audit", "what ordinary kernel activity does to private nodes, by isolation design"),
     "why": ("why", "tell the story of a page of a litmus test"),
     "oracle": ("oracle", "replay what a real Linux answered, and compare every answer"),
     "import-trace": ("import_trace", "convert a foreign trace to a .pmtrace file"),

@@ -1,0 +1,117 @@
+"""Running the activities, judging what landed and what left, and the matrix.
+
+What is a leak is judged apart from the designs: a page on a private node, or one that left it, is compared with
+what the actor asked for and with what the node's driver wished for in the configuration. No cell is looked up.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from privmem.cluster.audit.activities import ACTIVITIES, Activity, NotRunnable
+from privmem.cluster.audit.machine import AuditMachine, Scene
+from privmem.nodeagent.host.process import Signalled
+
+#: Lines of the story of a leaked page that a cell keeps.
+TRIP_LINES_MAX = 12
+
+
+@dataclass(slots=True)
+class Cell:
+    """What one activity did under one design."""
+
+    activity: str
+    design: str
+    #: Device class -> pages that landed there uninvited, and that left there uninvited.
+    landed: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    #: Pages that landed where they were invited: shows that the activity did something.
+    invited: int = 0
+    #: Why the activity could not run at all.
+    not_run: str = ""
+    #: What the activity itself reported (an errno, a count).
+    notes: list[str] = field(default_factory=list)
+    #: The trip of the first page that leaked.
+    trip: list[str] = field(default_factory=list)
+
+    @property
+    def leaks(self) -> int:
+        """Pages in all."""
+        return sum(self.landed.values()) + sum(self.left.values())
+
+    def text(self) -> str:
+        """As the matrix shows it."""
+        if self.not_run:
+            return "n/a"
+        parts = [f"+{count} {kind.split('-')[0]}" for kind, count in self.landed.items()]
+        parts += [f"-{count} {kind.split('-')[0]}" for kind, count in self.left.items()]
+        return " ".join(parts) or "0"
+
+    def plain(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "activity": self.activity,
+            "design": self.design,
+            "landed": self.landed,
+            "left": self.left,
+            "invited": self.invited,
+            "not_run": self.not_run,
+            "notes": self.notes,
+            "trip": self.trip,
+        }
+
+
+def audit(machine: AuditMachine, designs: Sequence[str], only: str = "") -> list[Cell]:
+    """Every activity (or those whose name holds `only`) under every design."""
+    chosen = [activity for activity in ACTIVITIES if only in activity.name]
+    return [audit_cell(machine, design, activity) for activity in chosen for design in designs]
+
+
+def audit_cell(machine: AuditMachine, design: str, activity: Activity) -> Cell:
+    """One activity on a fresh machine."""
+    cell = Cell(activity.name, design)
+    scene = Scene(
+        machine.with_zone(activity.zone) if activity.zone else machine,
+        design,
+        demotion=activity.demotion,
+        balancing=activity.balancing,
+    )
+    scene.settle()
+    try:
+        activity.run(scene, cell.notes)
+    except NotRunnable as reason:
+        cell.not_run = str(reason)
+        return cell
+    except OSError as failure:
+        cell.notes.append(errno.errorcode.get(failure.errno or 0, str(failure)))
+    except Signalled as end:
+        cell.notes.append(end.signal.name)
+    after = scene.frames()
+    for nid, node in scene.private.items():
+        came = after[nid] - scene.before[nid] - scene.of_device(nid) - activity.own(scene)
+        went = scene.before[nid] - after[nid]
+        if nid in activity.invites(scene):
+            cell.invited += len(came) + len(went)
+            continue
+        if came:
+            cell.landed[node.kind] = cell.landed.get(node.kind, 0) + len(came)
+        if went:
+            cell.left[node.kind] = cell.left.get(node.kind, 0) + len(went)
+        if (came or went) and not cell.trip:
+            cell.trip = _trip(scene, min(came or went), bool(came))
+    scene.kernel.validate()
+    return cell
+
+
+def _trip(scene: Scene, pfn: int, came: bool) -> list[str]:
+    """The story of a page that leaked."""
+    story = scene.kernel.memory.story
+    assert story is not None
+    if came:
+        events = story.of_frame(pfn)
+    else:
+        events = [e for e in story.events if pfn in (e.pfn, e.old_pfn)]
+    return [f"{event.what}: {event.text}" for event in events[-TRIP_LINES_MAX:]]

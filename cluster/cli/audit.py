@@ -1,0 +1,96 @@
+"""privmem audit CONFIG: what ordinary activity does to private nodes, by isolation design."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from privmem.cluster.audit import AuditMachine, Cell, audit, machine_of
+from privmem.cluster.config import load_config
+from privmem.cluster.config.tree import Unreadable, read_yaml
+from privmem.cluster.errors import ConfigError
+from privmem.cluster.litmus.machine import Reader
+from privmem.scheduler.isolation import select_designs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a configuration (its first host), or a machine of litmus tests"
+    )
+    parser.add_argument(
+        "--design", default="all", metavar="NAMES", help="designs with commas between; all; every"
+    )
+    parser.add_argument(
+        "-k", dest="text", default="", metavar="TEXT", help="only activities whose name holds this"
+    )
+    parser.add_argument(
+        "--open", default="", metavar="TEXT", help="print the trip of a leaked page of these activities"
+    )
+    parser.add_argument("--json", action="store_true", help="print the cells as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; leaks are findings, not failures."""
+    try:
+        designs = [design.name for design in select_designs(args.design)]
+    except KeyError as error:
+        raise ConfigError(f"--design: {error.args[0]}") from None
+    cells = audit(_machine(Path(args.config)), designs, args.text or args.open)
+    if not cells:
+        raise ConfigError(f"no activity's name holds {args.text or args.open!r}")
+    if args.json:
+        json.dump([cell.plain() for cell in cells], sys.stdout, indent=2)
+        print()
+    elif args.open:
+        _print_trips(cells)
+    else:
+        _print_matrix(cells, designs)
+    return 0
+
+
+def _machine(path: Path) -> AuditMachine:
+    """The first host of a configuration, or a litmus machine (a mapping with `nodes`)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree, _ = read_yaml(text)
+    except (OSError, UnicodeDecodeError, Unreadable):
+        tree = None
+    if tree is None or not isinstance(tree.value, dict) or "nodes" not in tree.value:
+        return machine_of(load_config(path))
+    reader = Reader()
+    machine = reader.read(tree)
+    if machine is None:
+        raise ConfigError("\n".join(f"{path}:{p.line}: {p.path}: {p.text}" for p in reader.problems))
+    audited = AuditMachine(tuple(machine.nodes.values()), machine.distances)
+    if not audited.private or len(audited.public) < 2:
+        raise ConfigError(
+            f"{path}: found too few nodes; allowed: two general nodes and a private one, at least"
+        )
+    return audited
+
+
+def _print_matrix(cells: list[Cell], designs: list[str]) -> None:
+    """Activities by designs: pages that landed on a private node, or left one, without being invited."""
+    rows: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.activity, {})[cell.design] = cell
+    widths = {d: max(len(d), *(len(row[d].text()) for row in rows.values())) for d in designs}
+    first = max(len(name) for name in rows)
+    print(" " * first, *(d.ljust(widths[d]) for d in designs), sep="  ")
+    for name, row in rows.items():
+        print(name.ljust(first), *(row[d].text().ljust(widths[d]) for d in designs), sep="  ")
+    total = {d: sum(row[d].leaks for row in rows.values()) for d in designs}
+    print("pages in all".ljust(first), *(str(total[d]).ljust(widths[d]) for d in designs), sep="  ")
+
+
+def _print_trips(cells: list[Cell]) -> None:
+    for cell in cells:
+        print(f"{cell.activity} [{cell.design}]: {cell.text()}")
+        if cell.not_run:
+            print(f"  not run: {cell.not_run}")
+        if cell.notes:
+            print(f"  answers: {', '.join(cell.notes)}")
+        for line in cell.trip:
+            print(f"  {line}")
