@@ -15,6 +15,7 @@ from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
 from privmem.scheduler.abi import PAGE_SIZE, Feature
 from privmem.scheduler.tiers import ADISTANCE_BY_CLASS, ADISTANCE_DAX
 from privmem.scheduler.topology import LOCAL_DISTANCE, ZONE_MOVABLE, ZONE_NORMAL
+from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 
 #: Bounds, so that a file cannot ask for a day's work.
 NODES_MAX = 16
@@ -26,7 +27,7 @@ GENERAL_DISTANCE = 20
 PRIVATE_DISTANCE = 30
 
 _NODE_KEYS = ("memory", "cpus", "private", "class", "zone", "adistance", "distance", "plugged")
-_MACHINE_KEYS = ("nodes", "files", "cgroups", "distances", "sysctl")
+_MACHINE_KEYS = ("nodes", "files", "cgroups", "distances", "sysctl", "cgroup_version", "cmdline", "linux")
 _SYSCTL_KEYS = ("demotion", "numa_balancing", "swap", "thp", "pagetables", "readahead", "fault_around")
 _CLASSES = sorted(ADISTANCE_BY_CLASS)
 
@@ -41,6 +42,10 @@ class Machine:
     files: dict[str, int] = field(default_factory=dict)
     cgroups: dict[str, str] = field(default_factory=dict)
     sysctl: dict[str, Any] = field(default_factory=dict)
+    cgroup_v1: bool = False
+    #: The kernel's command line, and whose rules it follows where versions of Linux differ.
+    cmdline: str = ""
+    linux: KernelVersion = LINUX_6_1
 
     @property
     def nids(self) -> dict[str, int]:
@@ -52,8 +57,9 @@ class Machine:
         knobs = Sysctl(
             NumaBalancing(mode=self.sysctl.get("numa_balancing", 0)),
             demotion_enabled=self.sysctl.get("demotion", False),
+            linux=self.linux,
         )
-        kernel = Kernel(self.nodes.values(), self.distances, design, knobs)
+        kernel = Kernel(self.nodes.values(), self.distances, design, knobs, self.cgroup_v1, self.cmdline)
         for name, pages in self.files.items():
             kernel.create_file(name, pages)
         for name, parent in self.cgroups.items():
@@ -94,10 +100,17 @@ class Reader:
         files = self._sizes(top.get("files"), "machine.files")
         cgroups = self._cgroups(top.get("cgroups"))
         sysctl = self._sysctl(top.get("sysctl"))
+        version = self._word(top.get("cgroup_version"), "machine.cgroup_version", ("1", "2"), "2")
+        cmdline = str(top["cmdline"].value) if "cmdline" in top else ""
+        linux = self._linux(top.get("linux"))
         cpus = [cpu for node in nodes.values() for cpu in node.cpus]
         if len(set(cpus)) != len(cpus) or not cpus:
             self._wrong(tree, "machine.nodes", f"CPUs {cpus}", "each CPU on one node, and at least one CPU")
-        return None if self.problems else Machine(nodes, matrix, files, cgroups, sysctl)
+        return (
+            None
+            if self.problems
+            else Machine(nodes, matrix, files, cgroups, sysctl, version == "1", cmdline, linux)
+        )
 
     # -- parts
 
@@ -211,6 +224,17 @@ class Reader:
             else:
                 values[key] = self._pages(below, path, 0, PAGES_MAX)
         return values
+
+    def _linux(self, tree: Tree | None) -> KernelVersion:
+        if tree is None:
+            return LINUX_6_1
+        try:
+            return KernelVersion.parse(str(tree.value))
+        except ValueError:
+            self._wrong(
+                tree, "machine.linux", found(tree), 'a version in quotes, such as "6.12", from 6.1 on'
+            )
+            return LINUX_6_1
 
     # -- scalars
 

@@ -134,6 +134,11 @@ def _mbind(world: World, actor: str, values: Values) -> None:
     process.mbind(*area, _mode(values), values.get("nodes", []), flags)
 
 
+def _home_node(world: World, actor: str, values: Values) -> None:
+    area = _range(world, actor, values["range"])
+    world.process(actor).set_mempolicy_home_node(*area, values["node"])
+
+
 def _get_mempolicy(world: World, actor: str, values: Values) -> str:
     process = world.process(actor)
     ref = values.get("range")
@@ -215,7 +220,7 @@ def _run_on(world: World, actor: str, values: Values) -> None:
 
 
 def _join(world: World, actor: str, values: Values) -> None:
-    world.kernel.attach(world.process(actor), values["cgroup"])
+    check(world.kernel.attach(world.process(actor), values["cgroup"]))
 
 
 def nodes_text(world: World, mask: int) -> str:
@@ -248,6 +253,7 @@ VERBS = [
     ("read FILE [from FIRST:NUMBER] [SIZE]", _read, "pread(2) of a file, page by page; gives the pages read"),
     ("set_mempolicy MODE [NODES] [static|relative]...", _set_mempolicy, "set_mempolicy(2)"),
     ("mbind RANGE MODE [NODES] [static|relative|strict|move|move_all]...", _mbind, "mbind(2)"),
+    ("set_mempolicy_home_node RANGE NODE", _home_node, "set_mempolicy_home_node(2) (Linux 5.17)"),
     ("get_mempolicy [RANGE]", _get_mempolicy, "get_mempolicy(2) of the task, or at an address: `bind P`"),
     ("mems_allowed", _mems_allowed, "get_mempolicy(2) with MPOL_F_MEMS_ALLOWED: `D0,D1`"),
     (

@@ -151,8 +151,8 @@ def vma_policy(memory: Memory, vma: Vma, vpn: int) -> Mempolicy | None:
 def vma_request(
     memory: Memory, task: Task, vma: Vma, vpn: int, first_turn: int = 0
 ) -> tuple[AllocRequest, bool]:
-    """`vma_alloc_folio`: the request for a page at `vpn`, and whether it is a turn of interleaving; turns are counted
-    from `first_turn` on.
+    """`vma_alloc_folio`: the request for a page at `vpn`, and whether it is a turn of interleaving; turns begin
+    at `first_turn`.
     """
     turn = first_turn + vma.offset_of(vpn)
     return task.policy_request(vma_policy(memory, vma, vpn) or task.policy, turn)

@@ -75,6 +75,11 @@ class Hotplug:
             self.claims[nid] = claim
         return error
 
+    def claim_at_boot(self, nid: int, features: Feature) -> None:
+        """`private_node=`: memory that firmware reported belongs to nobody's driver, and is private from now on."""
+        self.claims[nid] = Claim("private_node=", features)
+        self._retake(nid, self.memory.topology.node(nid).zone)
+
     def release(self, nid: int) -> int:
         """Give a claim back: -EBUSY while the node has memory online, 0 otherwise, also when there is none."""
         if self.memory.nodes[nid].managed_pages:

@@ -12,8 +12,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from privmem.nodeagent.host import compaction, filemap, khugepaged, ksm, numa_balancing, syscalls
+from privmem.nodeagent.host import (
+    compaction,
+    filemap,
+    khugepaged,
+    ksm,
+    numa_balancing,
+    policy_calls,
+    syscalls,
+)
 from privmem.nodeagent.host.audit import validate_memory
+from privmem.nodeagent.host.cgroups import Cgroup, Cgroups
+from privmem.nodeagent.host.cmdline import apply_command_line
 from privmem.nodeagent.host.drivers.owner import OwnerPages
 from privmem.nodeagent.host.high_order_files import add_files
 from privmem.nodeagent.host.hotplug import Hotplug, possible_mask
@@ -25,9 +35,8 @@ from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.reclaim import run_kswapd
 from privmem.nodeagent.host.sysfs import Files, kilobytes
 from privmem.nodeagent.host.task import Task
-from privmem.scheduler import cpuset, mempolicy, nodemask
+from privmem.scheduler import mempolicy, nodemask
 from privmem.scheduler.abi import Feature
-from privmem.scheduler.cpuset import Cpuset, MemsChange
 from privmem.scheduler.isolation import DEFAULT_DESIGN, Design
 from privmem.scheduler.isolation.design import Claim
 from privmem.scheduler.tiers import ADISTANCE_DRAM
@@ -57,15 +66,6 @@ class NodeBoot:
     write_ns: int = 100
 
 
-@dataclass(slots=True)
-class Cgroup:
-    """A control group: its cpuset, and the tasks in it."""
-
-    name: str
-    parent: str
-    cpuset: Cpuset
-
-
 class Kernel:
     """See the module's docstring. `distances` is the SLIT in the order of `nodes`."""
 
@@ -75,6 +75,8 @@ class Kernel:
         distances: tuple[tuple[int, ...], ...],
         design: str = DEFAULT_DESIGN,
         sysctl: Sysctl | None = None,
+        cgroup_v1: bool = False,
+        cmdline: str = "",
     ) -> None:
         self.boot = {node.nid: node for node in nodes}
         knobs = sysctl or Sysctl(NumaBalancing(mode=0), demotion_enabled=False)
@@ -86,17 +88,20 @@ class Kernel:
         self.processes: dict[int, Process] = {}
         self.sysfs = Files(self)
         add_files(self)
+        policy_calls.add_files(self)
         self.owners = OwnerPages(self.memory)
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []
         #: Stretches of memory that were advised MADV_MERGEABLE.
         self.mergeable: list[ksm.Area] = []
         self._next_pid = 1
-        everything = self.memory.resolver.cpuset_nodes.top
-        self.cgroups = {"": Cgroup("", "", Cpuset(everything, everything))}
+        self.cgroup_tree = Cgroups(self.memory, self.processes, cgroup_v1)
+        self.cgroups = self.cgroup_tree.groups
+        self._memory_before = self.memory.topology.memory
         for node in self.boot.values():
             if node.private and node.online:
                 self._boot_private(node)
+        apply_command_line(self, cmdline)
         self.memory_changed()
 
     def _boot_private(self, node: NodeBoot) -> None:
@@ -129,61 +134,25 @@ class Kernel:
         self._next_pid += 1
         return process
 
-    def attach(self, process: Process, cgroup: str) -> None:
-        """Write `cgroup.procs`: the process takes the cgroup's mems (`cpuset_attach`)."""
-        before = process.task.mems_allowed
-        process.cgroup = cgroup
-        mems = self.cgroups[cgroup].cpuset
-        if before != mems.effective:
-            syscalls.apply_mems(self.memory, [process.task], MemsChange(0, mems, True, before))
+    def attach(self, process: Process, cgroup: str) -> int:
+        """Write `cgroup.procs`: 0 or a negative errno."""
+        return self.cgroup_tree.attach(process, cgroup)
 
     def hold(self, pfn: int) -> None:
         """A page that the kernel took for itself: on no LRU list, moved by nobody."""
         self.memory.frames.flags[pfn] |= np.uint16(PG_HELD)
 
     def create_cgroup(self, name: str, parent: str = "") -> Cgroup:
-        """`mkdir`: a cpuset with nothing requested, all of the parent's nodes in effect."""
-        group = Cgroup(name, parent, Cpuset.inheriting(self.cgroups[parent].cpuset.effective))
-        self.cgroups[name] = group
-        return group
+        """`mkdir` below /sys/fs/cgroup."""
+        return self.cgroup_tree.create(name, parent)
 
     def write_mems(self, name: str, nodes: Iterable[int]) -> int:
         """Write `cpuset.mems` of a cgroup: 0 or a negative errno; tasks below are rebound, pages move."""
-        group = self.cgroups[name]
-        parent = self.cgroups[group.parent].cpuset.effective
-        tasks = self.tasks_of(name)
-        requested = nodemask.of(nodes)
-        if tasks:
-            change = syscalls.write_cpuset_mems(self.memory, tasks, group.cpuset, requested, parent)
-        else:
-            rules = self.memory.resolver.cpuset_nodes
-            change = cpuset.write_mems(group.cpuset, requested, parent, rules, populated=False)
-        if change.error:
-            return change.error
-        group.cpuset = change.cpuset
-        self._inherit_below(name)
-        return 0
-
-    def _inherit(self, group: Cgroup) -> None:
-        """The parent's effective mems changed (`update_nodemasks_hier`)."""
-        parent = self.cgroups[group.parent].cpuset.effective
-        old = group.cpuset
-        rules = self.memory.resolver.cpuset_nodes
-        group.cpuset = replace(old, effective=cpuset.effective_mems(old.requested, parent, rules))
-        if group.cpuset.effective == old.effective:
-            return
-        change = MemsChange(0, group.cpuset, True, old.effective)
-        syscalls.apply_mems(self.memory, self.tasks_of(group.name), change)
-        self._inherit_below(group.name)
-
-    def _inherit_below(self, name: str) -> None:
-        for child in self.cgroups.values():
-            if child.name and child.parent == name:
-                self._inherit(child)
+        return self.cgroup_tree.write_mems(name, nodemask.of(nodes))
 
     def tasks_of(self, cgroup: str) -> list[Task]:
         """Living tasks of a cgroup, by pid."""
-        return [p.task for p in self.processes.values() if p.cgroup == cgroup and not p.exited]
+        return self.cgroup_tree.tasks_of(cgroup)
 
     # -- files
 
@@ -255,17 +224,14 @@ class Kernel:
     # -- hotplug
 
     def memory_changed(self) -> None:
-        """Memory came or went: the root cpuset follows, and with it all others (`cpuset_hotplug_workfn`)."""
-        everything = self.memory.resolver.cpuset_nodes.top
-        root = self.cgroups[""]
-        before = root.cpuset.effective
-        if before == everything:
-            return
-        root.cpuset = Cpuset(everything, everything)
-        syscalls.rebind_tasks(self.tasks_of(""), MemsChange(0, root.cpuset, True, before))
-        if self.design.scrubs_policies:
-            self._scrub(before & ~everything)
-        self._inherit_below("")
+        """Memory came or went: policies forget what is gone if the design says so, and cpusets follow
+        (`cpuset_hotplug_workfn`).
+        """
+        gone = self._memory_before & ~self.memory.topology.memory
+        self._memory_before = self.memory.topology.memory
+        if gone and self.design.scrubs_policies:
+            self._scrub(gone)
+        self.cgroup_tree.hotplug()
 
     def _scrub(self, gone: int) -> None:
         """Policies forget nodes whose memory is gone, also those that a user mask still names."""
@@ -273,6 +239,11 @@ class Kernel:
             task = process.task
             task.policy = mempolicy.without_nodes(task.policy, gone)
             task.mm.vmas = [replace(v, policy=mempolicy.without_nodes(v.policy, gone)) for v in task.mm.vmas]
+        for _, holder in sorted(self.memory.page_cache.objects.items()):
+            kept = [
+                (low, high, mempolicy.without_nodes(policy, gone)) for low, high, policy in holder.policies
+            ]
+            holder.policies = [(low, high, policy) for low, high, policy in kept if policy is not None]
 
     def plug(self, nid: int, wish: Feature | None = None, owner: str = "", zone: str = ZONE_MOVABLE) -> int:
         """A driver brings a node's memory: claim with `wish` (default: the node's own), add, online."""

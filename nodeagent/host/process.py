@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb_map, khugepaged, numa_syscalls, pins, syscalls, thp
+from privmem.nodeagent.host import hugetlb_map, khugepaged, numa_syscalls, pins, policy_calls, syscalls, thp
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
@@ -183,6 +183,12 @@ class Process:
         start, nr = _page_of(addr), _pages_in(length)
         memory = self.kernel.memory
         self._check(numa_syscalls.mbind(memory, self.task, start, nr, mode, nodemask.of(nodes), flags))
+
+    def set_mempolicy_home_node(self, addr: int, length: int, node: int, flags: int = 0) -> None:
+        """set_mempolicy_home_node(2)."""
+        start, nr = _page_of(addr), _pages_in(length)
+        call = policy_calls.set_mempolicy_home_node
+        self._check(call(self.kernel.memory, self.task, start, nr, node, flags))
 
     def get_mempolicy(self, addr: int | None = None, flags: int = 0) -> tuple[int, set[int]]:
         """get_mempolicy(2): (mode or node, nodes)."""

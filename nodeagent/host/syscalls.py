@@ -180,7 +180,8 @@ def fork(memory: Memory, parent: Task, pid: int) -> Task:
     them in.
     """
     child = Task(pid, parent.cpu, parent.resolver)
-    child.policy, child.mems_allowed, child.il_prev = parent.policy, parent.mems_allowed, parent.il_prev
+    child.policy, child.mems_allowed = parent.policy, parent.mems_allowed
+    child.il_prev, child.il_weight = parent.il_prev, parent.il_weight
     table = memory.page_table
     for vma in parent.mm.vmas:
         slot = table.take_copy(vma.slot, vma.nr_pages, child.mm.mm_id, vma.start)

@@ -46,6 +46,7 @@ class Files:
             ("/proc/sys/kernel/numa_balancing", self._numa_balancing, self._set_numa_balancing),
             (r"/sys/fs/cgroup/(?:(\w+)/)?cpuset\.mems", self._mems, self._set_mems),
             (r"/sys/fs/cgroup/(?:(\w+)/)?cpuset\.mems\.effective", self._effective, None),
+            (r"/sys/fs/cgroup/(\w+)/cpuset\.memory_migrate", self._migrate, self._set_migrate),
             ("/sys/kernel/debug/lru_gen", self._lru_gen, None),
         ):
             self.add(pattern, reader, writer)
@@ -172,6 +173,21 @@ class Files:
         except ValueError:
             return -errno.EINVAL
         return self.kernel.write_mems(name, nodemask.nodes(nodes & ((1 << MAX_NUMNODES) - 1)))
+
+    def _migrate(self, name: str) -> str | int:
+        """A file of cgroup v1: whether pages move along with the mems."""
+        group = self.kernel.cgroups.get(name)
+        there = group is not None and self.kernel.cgroup_tree.legacy
+        return str(int(group.memory_migrate)) if group is not None and there else -errno.ENOENT
+
+    def _set_migrate(self, name: str, text: str) -> int:
+        group = self.kernel.cgroups.get(name)
+        if group is None or not self.kernel.cgroup_tree.legacy:
+            return -errno.ENOENT
+        if text not in ("0", "1"):
+            return -errno.EINVAL
+        group.memory_migrate = text == "1"
+        return 0
 
 
 def _list(mask: int) -> str:
