@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import Any
 
 from privmem.cluster.litmus.world import Stuck, World, check
 from privmem.nodeagent.host.drivers.anondax import AnonDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.scheduler.abi import Feature
+from privmem.scheduler.isolation import claims
+from privmem.scheduler.isolation.claims import Answer, Held, NodeFacts, Ops
 from privmem.scheduler.isolation.design import Claim
 from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL
 
@@ -139,6 +142,78 @@ def _release(world: World, _actor: str, values: Values) -> None:
     check(world.kernel.hotplug.release(values["node"]))
 
 
+# -- the calls of the first version, and of caps-c, by which drivers claim a node
+
+
+def _facts(world: World, node: int) -> NodeFacts:
+    memory = world.kernel.memory
+    there = node in memory.nodes
+    pages = memory.nodes[node].managed_pages if there else 0
+    private = bool(pages) and node in world.kernel.hotplug.claims
+    return NodeFacts(there, bool(pages) and not private, private, "early" not in world.taken)
+
+
+def _answer(world: World, node: int, answer: Answer) -> None:
+    check(answer.error)
+    world.held[node] = answer.held
+
+
+def _held(world: World, node: int) -> Held | None:
+    """What is held by these calls, or by the driver that brought the node."""
+    if node in world.held:
+        return world.held[node]
+    claim = world.kernel.hotplug.claims.get(node)
+    return Held(claim.owner, claim.features) if claim else None
+
+
+def _register(world: World, _actor: str, values: Values) -> None:
+    node = values["number"]
+    owner = None if values["word"] == "nobody" else values["word"]
+    if "early" in values:
+        world.taken["early"] = []
+    if world.kernel.design.label.startswith("caps"):
+        mask = values.get("features", Feature.NONE)
+        _answer(world, node, claims.register_caps(_held(world, node), owner, mask, _facts(world, node)))
+    else:
+        _answer(world, node, claims.register(_held(world, node), owner, _facts(world, node)))
+
+
+def _unregister(world: World, _actor: str, values: Values) -> None:
+    _answer(
+        world,
+        values["number"],
+        claims.unregister(_held(world, values["number"]), _facts(world, values["number"])),
+    )
+
+
+def _ops(values: Values) -> Ops:
+    calls = values.get("text", "").split()
+    return Ops(
+        values["word"], values.get("features", Feature.NONE), "migrate_to" in calls, "folio_migrate" in calls
+    )
+
+
+def _set_ops(world: World, _actor: str, values: Values) -> None:
+    node = values["number"]
+    ops = None if values["word"] == "nothing" else _ops(values)
+    _answer(world, node, claims.set_ops(_held(world, node), ops, _facts(world, node)))
+
+
+def _clear_ops(world: World, _actor: str, values: Values) -> None:
+    node = values["number"]
+    held = _held(world, node)
+    installed = held.ops if held and held.ops and held.ops.name == values["word"] else Ops(values["word"])
+    _answer(world, node, claims.clear_ops(held, installed))
+
+
+def _reference(world: World, _actor: str, values: Values) -> None:
+    node = values["number"]
+    held = _held(world, node)
+    if held is None:
+        raise OSError(errno.ENODEV, "ENODEV")
+    world.held[node] = replace(held, references=held.references + (1 if "get" in values else -1))
+
+
 VERBS = [
     ("write WORD TEXT", _write, "write a file of /sys, /proc or the cgroup tree"),
     ("cat WORD", _read, "read such a file"),
@@ -176,4 +251,17 @@ DRIVER_VERBS = [
     ("free NODE", _free, "and gives them all back: how many"),
     ("claim NODE as WORD [with FEATURES]", _claim, "claim a node without bringing memory"),
     ("release NODE", _release, "give the claim back"),
+    (
+        "register NUMBER for WORD [with FEATURES] [early]",
+        _register,
+        "the register call of the first version or of caps-c, for a node number; `nobody` is no owner",
+    ),
+    ("unregister NUMBER", _unregister, "the unregister call of the first version"),
+    (
+        "set_ops NUMBER WORD [flags FEATURES] [calls TEXT]",
+        _set_ops,
+        "install ops of this name with flags and callbacks; `nothing` is no ops",
+    ),
+    ("clear_ops NUMBER WORD", _clear_ops, "take the ops of this name away"),
+    ("get|put reference NUMBER", _reference, "a temporary reference to a claim"),
 ]

@@ -16,6 +16,7 @@ from privmem.cluster.litmus.grammar import Misread, Pattern, match, nearest, pat
 from privmem.cluster.litmus.process_verbs import nodes_text, policy_text
 from privmem.cluster.litmus.values import TYPES, Names, RangeRef
 from privmem.cluster.litmus.world import Stuck, World
+from privmem.nodeagent.host import pagetables
 from privmem.nodeagent.host.drivers.dax_test import format_features
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_UNINVITED
 from privmem.nodeagent.host.vmstat import EVENTS
@@ -333,6 +334,24 @@ def _owner(world: World, values: dict[str, Any]) -> str | None:
     return claim.owner if claim else None
 
 
+def _registered(world: World, values: dict[str, Any]) -> str | None:
+    held = world.held.get(values["number"])
+    return held.owner if held else None
+
+
+def _installed(world: World, values: dict[str, Any]) -> str | None:
+    held = world.held.get(values["number"])
+    return held.ops.name if held and held.ops else None
+
+
+def _callbacks(world: World, _values: dict[str, Any]) -> int:
+    return world.kernel.owners.free_calls
+
+
+def _pagetables(world: World, values: dict[str, Any]) -> int:
+    return pagetables.on_node(world.kernel.memory, values["node"])
+
+
 def _features(world: World, values: dict[str, Any]) -> list[str]:
     claim = world.kernel.hotplug.claims.get(values["node"])
     text = format_features(claim.features) if claim else "none"
@@ -393,6 +412,10 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("log", _log, "the kernel's log; `...` stands for anything"),
         ("owner of NODE", _owner, "who claimed the node, or none"),
         ("features of NODE", _features, "of the claim"),
+        ("registered owner of NUMBER", _registered, "by the register calls, of a node number"),
+        ("ops of NUMBER", _installed, "name of the ops installed by set_ops"),
+        ("free_folio calls", _callbacks, "how often an owner's free_folio ran"),
+        ("page tables on NODE", _pagetables, "pages of page tables (sysctl `pagetables: true`)"),
         ("private nodes", _private, "nodes that are private now"),
         ("huge pages of PROCESS", _huge, "transparent huge pages that it maps"),
         ("total|free hugepages of NODE", _hugepages, "of the pool, 2 MiB each"),

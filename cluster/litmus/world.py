@@ -13,6 +13,7 @@ from privmem.nodeagent.host.kernel import Kernel
 from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.process import Process
 from privmem.scheduler.abi import PAGE_SIZE
+from privmem.scheduler.isolation.claims import Held
 
 
 class Stuck(Exception):
@@ -43,6 +44,8 @@ class World:
     opened: dict[str, MemObject] = field(default_factory=dict)
     #: Frames that drivers and the kernel took, by the name that the script gave them.
     taken: dict[str, list[int]] = field(default_factory=dict)
+    #: What the register calls of litmus tests hold, by node number.
+    held: dict[int, Held | None] = field(default_factory=dict)
     #: Counters at the last `mark`.
     base: dict[str, int] = field(default_factory=dict)
 
