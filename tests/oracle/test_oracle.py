@@ -13,7 +13,7 @@ from privmem.cluster.oracle.replay import replay
 FULLY = {
     "linux_mempolicy.jsonl.gz": 275,
     "linux_filepages.jsonl.gz": 250,
-    "linux_fallback.jsonl.gz": 98,
+    "linux_fallback.jsonl.gz": 97,
     "linux612_mempolicy.jsonl.gz": 100,
     "linux612_filepages.jsonl.gz": 100,
     "linux612_weighted.jsonl.gz": 95,
@@ -28,7 +28,7 @@ PARTLY = {
     "linux_swapahead.jsonl.gz": (86, 0),
     "linux_demotion.jsonl.gz": (100, 0),
     "linux612_readahead.jsonl.gz": (100, 0),
-    "linux612_mapahead.jsonl.gz": (94, 0),
+    "linux612_mapahead.jsonl.gz": (99, 0),
 }
 
 DATA = Path(__file__).resolve().parents[1] / "data"

@@ -309,18 +309,18 @@ static void quiet(void)
 	ask("quiet");
 }
 
-/* A page that is still being read is not mapped around a fault: each hard fault waits for the disk. */
+/* A page that is still being read is not mapped around a fault: each fault waits for the disk. */
 static void op_faults(void)
 {
 	struct rusage before, after;
-	long hard = 0;
 	int number = 0;
 	getrusage(RUSAGE_SELF, &before);
+	long seen = before.ru_majflt + before.ru_minflt;
 	for (long at = 0; at < n[3] && !number; at++) {
 		number = access_page(start_of() + at * PAGE, w[4][0] == 'w');
 		getrusage(RUSAGE_SELF, &after);
-		if (sh->ahead && after.ru_majflt - before.ru_majflt > hard) {
-			hard = after.ru_majflt - before.ru_majflt;
+		if (sh->ahead && after.ru_majflt + after.ru_minflt > seen) {
+			seen = after.ru_majflt + after.ru_minflt;
 			quiet();
 		}
 	}
