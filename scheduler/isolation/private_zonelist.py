@@ -175,7 +175,7 @@ class PrivateZonelist:
         kept = self.variant.keeps_requests
         closed = topology.private & ~topology.with_feature(Feature.USER_NUMA)
         return CpusetNodes(
-            topology.online if kept else topology.online & ~closed,
+            topology.online & ~closed,
             must_keep=0 if kept else topology.public,
             adds_general=topology.public if kept else 0,
             migrates=topology.public,
