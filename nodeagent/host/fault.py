@@ -1,8 +1,7 @@
 """Page faults of anonymous memory, and the way to the other kinds.
-
-Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects
-(files, shared memory) are in filemap.py. A read of untouched anonymous memory gets a page of its own, where
-Linux would map the shared zero page (docs/deviations.md).
+ Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects
+(files, shared memory) are in filemap.py. A read of untouched anonymous memory maps the zero page, which has
+no frame here, or gets a page of its own, as `Sysctl.zero_page` says.
 """
 
 from __future__ import annotations
@@ -11,18 +10,20 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import cram, huge_split, hugetlb_map, numa_balancing, pagetables, thp
+from privmem.nodeagent.host import cram, huge_split, hugetlb_map, mlocked, numa_balancing, pagetables, thp
 from privmem.nodeagent.host.accessed import mark_accessed
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
 from privmem.nodeagent.host.drivers.owner import device_context
 from privmem.nodeagent.host.layout import (
     PG_DIRTY,
+    PG_UNEVICTABLE,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_PFN_SHIFT,
     PTE_PRESENT,
     PTE_PROTNONE,
     PTE_WRITABLE,
+    PTE_ZERO,
 )
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import store_content
@@ -41,10 +42,13 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
     May raise NeedsExtent, before the fault changed anything; the access is then simply made again.
     """
     vma = task.mm.find(vpn)
-    if vma is None or (is_write and not vma.writable):
+    if vma is None or not (vma.writable or (vma.readable and not is_write)):
         return -errno.EFAULT
+    hard_before = task.maj_flt
     slot = vma.slot_of(vpn)
     entry = int(memory.page_table.pte[slot])
+    if entry == PTE_ZERO and not is_write:
+        return 0
     if not entry & PTE_PRESENT:
         took = _not_present(memory, task, vma, vpn, is_write)
     elif entry & PTE_PROTNONE:
@@ -55,6 +59,7 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
         return 0
     if took >= 0:
         memory.vmstat.add("pgfault")
+        task.min_flt += int(task.maj_flt == hard_before)
         took += memory.take_charge()
     return took
 
@@ -71,6 +76,9 @@ def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
     took = thp.fault(memory, task, vma, vpn, is_write)
     if took:
         return took
+    if memory.knobs.zero_page and not is_write and vma.device_nid < 0:
+        memory.page_table.pte[vma.slot_of(vpn)] = np.uint32(PTE_ZERO)
+        return FAULT_NS
     context = (
         task.alloc_context(vma, vpn)
         if vma.device_nid < 0
@@ -105,6 +113,8 @@ def add_mapping(memory: Memory, slot: int, pfn: int, flags: int) -> None:
     table.pte[slot] = np.uint32(pfn << PTE_PFN_SHIFT | flags)
     table.rmap_next[slot] = memory.frames.rmap[pfn]
     memory.frames.rmap[pfn] = slot
+    if memory.locked_slots and memory.locked_slots.covers(slot):
+        mlocked.settle(memory, pfn)
 
 
 def remove_mapping(memory: Memory, slot: int) -> int:
@@ -126,6 +136,8 @@ def remove_mapping(memory: Memory, slot: int) -> int:
         table.rmap_next[at] = table.rmap_next[slot]
     table.pte[slot] = 0
     table.rmap_next[slot] = 0
+    if memory.frames.flags[pfn] & np.uint16(PG_UNEVICTABLE) and memory.locked_slots.covers(slot):
+        mlocked.settle(memory, pfn)
     return pfn
 
 
@@ -183,8 +195,8 @@ def drop_if_unused(memory: Memory, pfn: int) -> None:
 
 
 def unmap_range(memory: Memory, vma: Vma, cpu: int = 0) -> None:
-    """`zap_page_range` on a CPU: empty every entry of a VMA (or a part that `Vma.cut` gave). That a page of an
-    object was used through its entry stays known.
+    """`zap_page_range` on a CPU: empty every entry of a VMA (or a part that `Vma.cut` gave). That a page of
+    an object was used through its entry stays known.
     """
     huge_split.zap(memory, vma.slot, vma.nr_pages)
     if hugetlb_map.is_hugetlb(memory, vma):
@@ -197,4 +209,5 @@ def unmap_range(memory: Memory, vma: Vma, cpu: int = 0) -> None:
         if used and memory.is_object_page(pfn):
             mark_accessed(memory, cpu, pfn)
         drop_if_unused(memory, pfn)
+    pte[pte == PTE_ZERO] = 0
     memory.lru_batches.drain(cpu)  # `free_pages_and_swap_cache`

@@ -1,8 +1,8 @@
 """Bits of the packed arrays of a host, read by compiled and plain code alike.
 
 A page-table entry (PTE) is a uint32. Bits 0-4 are flags, bits 5-31 the page frame number: so a host can have
-2**27 frames, 512 GiB. An entry without PRESENT is 0. As in the kernel, hardware sets ACCESSED and DIRTY; here
-the access loop does.
+2**27 frames, 512 GiB. An entry without PRESENT is 0, or one of those below. As in the kernel, hardware sets
+ACCESSED and DIRTY; here the access loop does.
 
 Slots: page-table entries of all address spaces of a host live in one array, and a *slot* is an index into it.
 Slot 0 is never used, so that 0 can stand for "none" in the reverse map.
@@ -16,6 +16,8 @@ PTE_ACCESSED = 4
 PTE_DIRTY = 8
 PTE_PROTNONE = 16  # NUMA balancing took the access right to see the next access (`pte_protnone`)
 PTE_PFN_SHIFT = 5
+#: The whole entry of the shared zero page, which has no frame here, and so no PRESENT. A write gets a page.
+PTE_ZERO = PTE_ACCESSED
 PTE_FLAGS = (1 << PTE_PFN_SHIFT) - 1
 FRAMES_MAX = 1 << (32 - PTE_PFN_SHIFT)
 

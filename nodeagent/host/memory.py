@@ -19,6 +19,7 @@ from privmem.nodeagent.host.frames import FrameTable
 from privmem.nodeagent.host.high_order import HighOrder
 from privmem.nodeagent.host.kernel_pages import KernelPages
 from privmem.nodeagent.host.layout import LRU_UNEVICTABLE, NIL, NR_LRU_LISTS, PG_LRU, PG_OBJECT
+from privmem.nodeagent.host.locked_slots import LockedSlots
 from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
@@ -78,6 +79,12 @@ class Sysctl:
     demotion_enabled: bool = True  # /sys/kernel/mm/numa/demotion_enabled
     watermark_scale_factor: int = 10  # vm.watermark_scale_factor
     min_free_kbytes: int | None = None  # vm.min_free_kbytes; None is what the kernel computes
+    #: Readahead of files (`read_ahead_kb` of the disk, 32 pages in Linux), and pages that a read fault maps around
+    #: itself (`fault_around_bytes`, 16 in Linux). Off for workloads, which do not use files.
+    readahead_pages: int = 0
+    fault_around_pages: int = 1
+    #: Whether a read of untouched anonymous memory maps the zero page. Off for workloads, whose pages hold data.
+    zero_page: bool = False
     linux: KernelVersion = LINUX_6_1  # no knob of the kernel: whose rules it follows where versions differ
 
 
@@ -132,8 +139,10 @@ class Memory:
         self.resolver = Resolver(topology, design, knobs.linux)
         self.frames = FrameTable({s.nid: s.span_pages for s in specs})
         self.page_table = PageTable()
-        self.page_cache = PageCache()
+        self.page_cache = PageCache(knobs.readahead_pages)
         self.lru_batches = LruBatches()
+        #: Slots of mlocked VMAs.
+        self.locked_slots = LockedSlots()
         #: Huge mappings, pools, contiguous ranges, pins, poison.
         self.high_order = HighOrder()
         self.vmstat = Vmstat()
@@ -291,6 +300,7 @@ class Memory:
             "page_table": self.page_table.snapshot(),
             "page_cache": self.page_cache.snapshot(),
             "lru_batches": self.lru_batches.snapshot(),
+            "locked_slots": self.locked_slots.snapshot(),
             "high_order": self.high_order.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
@@ -313,6 +323,7 @@ class Memory:
         self.page_table.restore(snapshot["page_table"])
         self.page_cache.restore(snapshot["page_cache"])
         self.lru_batches.restore(snapshot["lru_batches"])
+        self.locked_slots.restore(snapshot["locked_slots"])
         self.high_order.restore(snapshot["high_order"])
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]

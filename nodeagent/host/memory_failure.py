@@ -127,6 +127,7 @@ def _fail_object(memory: Memory, pfn: int, told: str, written: bool) -> Failure:
     if in_file:
         holder = memory.page_cache.of(int(frames.object_id[pfn]))
         del holder.pages[int(frames.object_index[pfn])]
+        holder.ahead.pop(int(frames.object_index[pfn]), None)
         _hold(memory, pfn)
         return Failure(0, DIRTY_FILE if written else CLEAN_FILE, users if written else (), told)
     _hold(memory, pfn)

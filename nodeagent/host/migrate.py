@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
-from privmem.nodeagent.host import huge_split
+from privmem.nodeagent.host import huge_split, mlocked
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
 from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
@@ -103,6 +103,9 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
             memory.story.moved(old, fresh, reason)
     release_frames(memory, source, pfns)
     lru_kernel.putback(new, nr, target.nid * NR_LRU_LISTS, *memory.lru_arrays())
+    if memory.locked_slots:  # the nodes may differ in whether mlock is for them
+        for pfn in new.tolist():
+            mlocked.settle(memory, pfn)
     source.migrated_read_bytes += nr * PAGE_SIZE
     target.migrated_write_bytes += nr * PAGE_SIZE
     memory.vmstat.add("pgmigrate_success", nr)

@@ -151,6 +151,17 @@ class PageTable:
             else:
                 self._free.append((begin, length))
 
+    def move(self, slot: int, nr_pages: int, vpn: int) -> None:
+        """The pages of these slots are mapped from page `vpn` on from now on (`move_page_tables`)."""
+        for part in self.parts(slot, nr_pages):
+            region = self.find(part.start)
+            self.regions.remove(region)
+            if region.start < part.start:
+                self._insert(region.cut(region.start, part.start))
+            if part.end < region.end:
+                self._insert(region.cut(part.end, region.end))
+            self._insert(replace(part, vpn=vpn + part.start - slot))
+
     def find(self, slot: int) -> Region:
         """The region that a slot belongs to."""
         at = bisect_right(self.regions, slot, key=lambda r: r.start) - 1
@@ -234,6 +245,8 @@ class Mm:
     def __init__(self, mm_id: int) -> None:
         self.mm_id = mm_id
         self.vmas: list[Vma] = []
+        #: What mlockall(MCL_FUTURE) wants of new mappings (`def_flags`): 0 nothing, 1 mlock, 2 mlock on fault.
+        self.lock_future = 0
 
     def find(self, vpn: int) -> Vma | None:
         """The VMA that holds `vpn`, or None (the kernel's find_vma would give the next one)."""

@@ -1,15 +1,15 @@
 """Objects that several mappings can share, and the pages cached for them: files, and shared anonymous memory.
-
-Models `struct address_space` with its `i_pages`, and `struct shared_policy`, the tree of policies that a
+ Models `struct address_space` with its `i_pages`, and `struct shared_policy`, the tree of policies that a
 shared-memory object keeps for ranges of itself (mm/mempolicy.c `mpol_set_shared_policy`,
-`mpol_shared_policy_lookup`; Linux 6.1). Filling, faulting and dropping pages is in filemap.py. Left out:
-holes, growth and truncation of files, readahead, swap.
+`mpol_shared_policy_lookup`; Linux 6.1), and `struct file` with its `f_ra`. Filling, faulting and dropping
+pages is in filemap.py, what comes ahead in readahead.py, system calls of files in file_io.py. Left out: holes
+of files.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from privmem.scheduler.errors import InvariantError
@@ -44,10 +44,12 @@ class MemObject:
     source: int = 0
     #: Pages of VMAs that map it, over all address spaces; shared memory goes with the last one.
     vma_pages: int = 0
-    #: Page in which the last read(2) of the file ended (`ra->prev_pos` of its one open file).
-    last_read: int = -1
+    #: With FILE: id of the open file that those use who do not open it themselves.
+    file_id: int = 0
     #: Cached pages: index -> page frame.
     pages: dict[int, int] = field(default_factory=dict)
+    #: Cached pages with the mark PG_readahead: the next pages are read when somebody comes here.
+    ahead: dict[int, None] = field(default_factory=dict)
     #: Shared policies, ascending, without overlap. Shared memory only: a file has none (vm_ops without
     #: set_policy).
     policies: list[PolicyRange] = field(default_factory=list)
@@ -84,24 +86,84 @@ class MemObject:
             self.nid,
             self.source,
             self.vma_pages,
-            self.last_read,
+            self.file_id,
         ]
-        return [*numbers, pages, policies]
+        return [*numbers, pages, policies, sorted(self.ahead)]
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """`struct file` with its `file_ra_state`, in pages. One per open(2); several processes can share it."""
+
+    file_id: int
+    object_id: int
+    can_read: bool = True
+    can_write: bool = True
+    #: O_DIRECT: read and write pass by the page cache.
+    direct: bool = False
+    #: FMODE_RANDOM: posix_fadvise said that reads come in no order.
+    random: bool = False
+    #: `f_pos`: where read and write without an offset go on.
+    position: int = 0
+    #: Longest readahead, 0 for none.
+    ra_pages: int = 0
+    #: The window that was read last: first page, pages, and how many of them are ahead of the reader's need.
+    start: int = 0
+    size: int = 0
+    async_size: int = 0
+    #: Faults that missed the cache, less those that hit.
+    mmap_miss: int = 0
+    #: Page after the one in which the last read ended (`prev_pos`); -1 before the first.
+    next_read: int = -1
+    #: Pages of VMAs that map it; the file goes when it is closed and nobody maps it.
+    vma_pages: int = 0
+    closed: bool = False
 
 
 class PageCache:
     """All objects of a host, by id."""
 
-    def __init__(self) -> None:
+    def __init__(self, readahead_pages: int = 0) -> None:
         self.objects: dict[int, MemObject] = {}
         self.next_id = 1
+        #: `ra_pages` of the disk (`read_ahead_kb`).
+        self.readahead_pages = readahead_pages
+        self.open_files: dict[int, OpenFile] = {}
+        self.next_file = 1
         #: Inode numbers of shared memory: each CPU takes a batch of them (`shmem_reserve_inode`).
         self.next_batch = 0
         self.next_ino: dict[int, int] = {}
 
     def create_file(self, name: str, nr_pages: int, source: int = 0) -> MemObject:
         """A file, with none of its pages cached."""
-        return self._insert(MemObject(self.next_id, FILE, name, nr_pages, 0, source=source))
+        new = self._insert(MemObject(self.next_id, FILE, name, nr_pages, 0, source=source))
+        new.file_id = self.open(new).file_id
+        return new
+
+    def open(
+        self, holder: MemObject, can_read: bool = True, can_write: bool = True, direct: bool = False
+    ) -> OpenFile:
+        """`do_dentry_open` of a file."""
+        ra_pages = self.readahead_pages
+        new = OpenFile(self.next_file, holder.object_id, can_read, can_write, direct, ra_pages=ra_pages)
+        self.open_files[new.file_id] = new
+        self.next_file += 1
+        return new
+
+    def opened(self, holder: MemObject) -> OpenFile:
+        """The open file that those use who did not open the file themselves."""
+        return self.open_files[holder.file_id]
+
+    def close(self, file: OpenFile) -> None:
+        """`close(2)`, and what `fput` does when nobody maps the file any more."""
+        file.closed = True
+        self.unmapped(file, 0)
+
+    def unmapped(self, file: OpenFile, nr_pages: int) -> None:
+        """VMAs with so many pages of the open file are gone."""
+        file.vma_pages -= nr_pages
+        if file.closed and not file.vma_pages:
+            del self.open_files[file.file_id]
 
     def create_shmem(self, name: str, nr_pages: int, cpu: int) -> MemObject:
         """A shared-memory object, made by a task on this CPU."""
@@ -151,6 +213,8 @@ class PageCache:
         return {
             "next_id": self.next_id,
             "next_batch": self.next_batch,
+            "open_files": [list(astuple(self.open_files[i])) for i in sorted(self.open_files)],
+            "next_file": self.next_file,
             "next_ino": [[cpu, self.next_ino[cpu]] for cpu in sorted(self.next_ino)],
             "objects": objects,
         }
@@ -160,9 +224,12 @@ class PageCache:
         self.next_id = snapshot["next_id"]
         self.next_batch = snapshot["next_batch"]
         self.next_ino = {int(cpu): int(ino) for cpu, ino in snapshot["next_ino"]}
+        self.open_files = {row[0]: OpenFile(*row) for row in snapshot["open_files"]}
+        self.next_file = snapshot["next_file"]
         self.objects = {}
-        for *numbers, pages, policies in snapshot["objects"]:
+        for *numbers, pages, policies, ahead in snapshot["objects"]:
             known = MemObject(*numbers)
+            known.ahead = dict.fromkeys(ahead)
             known.pages = {int(index): int(pfn) for index, pfn in pages}
             known.policies = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
             self.objects[known.object_id] = known

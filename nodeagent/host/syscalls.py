@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from privmem.nodeagent.host import huge_split, hugetlb_map, pagetables, pins
-from privmem.nodeagent.host.fault import add_mapping, handle_fault, unmap_range
+from privmem.nodeagent.host.fault import add_mapping, unmap_range
 from privmem.nodeagent.host.filemap import release_all
 from privmem.nodeagent.host.layout import (
     PTE_ACCESSED,
@@ -27,11 +27,13 @@ from privmem.nodeagent.host.layout import (
     PTE_PRESENT,
     PTE_PROTNONE,
     PTE_WRITABLE,
+    PTE_ZERO,
 )
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
 from privmem.nodeagent.host.numa_syscalls import migrate_phases
-from privmem.nodeagent.host.pagecache import DEVICE, HUGETLB, SHMEM, MemObject
+from privmem.nodeagent.host.pagecache import DEVICE, HUGETLB, SHMEM, MemObject, OpenFile
+from privmem.nodeagent.host.populate import until_ready
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import cpuset
 from privmem.scheduler.cpuset import Cpuset, MemsChange
@@ -61,16 +63,40 @@ def mmap_shared(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
 def mmap_object(
     memory: Memory, task: Task, start: int, nr_pages: int, holder: MemObject, private: bool, index: int = 0
 ) -> int:
-    """MAP_SHARED or MAP_PRIVATE of pages [index, index + nr_pages) of a file or object."""
-    if nr_pages <= 0 or hugetlb_map.cuts_a_page(memory, task, start, start + nr_pages):
+    """MAP_SHARED or MAP_PRIVATE of pages [index, index + nr_pages) of an object, or of a file by the open
+    file that those use who did not open it.
+    """
+    return _map_object(memory, task, Vma(start, start + nr_pages, 0, private=private, index=index), holder)
+
+
+def mmap_file(
+    memory: Memory, task: Task, start: int, nr_pages: int, file: OpenFile, private: bool, index: int = 0
+) -> int:
+    """`mmap_object` of an open file, whose readahead state the mapping's faults go by."""
+    vma = Vma(start, start + nr_pages, 0, private=private, index=index, file_id=file.file_id)
+    return _map_object(memory, task, vma, memory.page_cache.of(file.object_id))
+
+
+def _map_object(memory: Memory, task: Task, vma: Vma, holder: MemObject) -> int:
+    start, nr_pages = vma.start, vma.nr_pages
+    if nr_pages <= 0 or hugetlb_map.cuts_a_page(memory, task, start, vma.end):
         return -errno.EINVAL
-    holder.vma_pages += nr_pages  # before the room is made: what goes there may be its last other mapping
+    file_id = vma.file_id or holder.file_id
+    vma = replace(vma, kind=VMA_OBJECT, object_id=holder.object_id, file_id=file_id)
+    # Before the room is made: what goes there may be the object's last other mapping.
+    count_mapping(memory, vma, nr_pages)
     _make_room(memory, task, start, nr_pages)
-    slot = memory.page_table.take(nr_pages, task.mm.mm_id, start, holder.source, index)
-    end = start + nr_pages
-    vma = Vma(start, end, slot, VMA_OBJECT, object_id=holder.object_id, index=index, private=private)
-    task.mm.insert(vma)
+    slot = memory.page_table.take(nr_pages, task.mm.mm_id, start, holder.source, vma.index)
+    task.mm.insert(replace(vma, slot=slot))
     return 0
+
+
+def count_mapping(memory: Memory, vma: Vma, nr_pages: int) -> None:
+    """`get_file` and `i_mmap`: the object and the open file of a VMA have so many mapped pages more."""
+    if vma.kind == VMA_OBJECT:
+        memory.page_cache.of(vma.object_id).vma_pages += nr_pages
+    if vma.file_id:
+        memory.page_cache.open_files[vma.file_id].vma_pages += nr_pages
 
 
 def _make_room(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
@@ -92,6 +118,7 @@ def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
     task.mm.replace_range(start, start + nr_pages, [])
     for part in parts:
         unmap_range(memory, part, task.cpu)
+        memory.locked_slots.remove(part.slot, part.nr_pages)
         memory.page_table.give_back(part.slot, part.nr_pages)
         if part.kind == VMA_OBJECT:
             _unmap_object(memory, task, part)
@@ -101,6 +128,8 @@ def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
 def _unmap_object(memory: Memory, task: Task, part: Vma) -> None:
     holder = memory.page_cache.of(part.object_id)
     holder.vma_pages -= part.nr_pages
+    if part.file_id:
+        memory.page_cache.unmapped(memory.page_cache.open_files[part.file_id], part.nr_pages)
     if holder.kind == HUGETLB:
         hugetlb_map.unreserve(memory, task, part)
         if holder.vma_pages == 0:
@@ -140,6 +169,8 @@ def touch(memory: Memory, task: Task, start: int, nr_pages: int, is_write: bool)
 
 
 def _touch_part(memory: Memory, task: Task, part: Vma, is_write: bool) -> int:
+    if not (part.writable or (part.readable and not is_write)):
+        return -errno.EFAULT
     used = PTE_ACCESSED | (PTE_DIRTY if is_write else 0)
     wanted = np.uint32(PTE_PRESENT | (PTE_WRITABLE if is_write else 0))
     entries = memory.page_table.pte[part.slot : part.slot + part.nr_pages]
@@ -148,28 +179,11 @@ def _touch_part(memory: Memory, task: Task, part: Vma, is_write: bool) -> int:
     entries[~unready] |= np.uint32(used)
     for offset in np.flatnonzero(unready).tolist():
         slot = part.slot + offset
-        error = _fault_until_ready(memory, task, part.start + offset, slot, is_write)
+        error = until_ready(memory, task, part.start + offset, slot, is_write)
         if error:
             return error
         memory.page_table.pte[slot] |= np.uint32(used)
     return 0
-
-
-def _fault_until_ready(memory: Memory, task: Task, vpn: int, slot: int, is_write: bool) -> int:
-    """A page of a fenced node for which there is no memory gives -ENOMEM: no time passes here in which a
-    further try could find some.
-    """
-    wanted = PTE_PRESENT | (PTE_WRITABLE if is_write else 0)
-    fails = memory.vmstat.count["pgpromote_fence_fail"]
-    while True:
-        entry = int(memory.page_table.pte[slot])
-        if entry & wanted == wanted and not entry & PTE_PROTNONE:
-            return 0
-        took = handle_fault(memory, task, vpn, is_write)
-        if took < 0:
-            return took
-        if memory.vmstat.count["pgpromote_fence_fail"] > fails:
-            return -errno.ENOMEM
 
 
 def fork(memory: Memory, parent: Task, pid: int) -> Task:
@@ -180,14 +194,14 @@ def fork(memory: Memory, parent: Task, pid: int) -> Task:
     them in.
     """
     child = Task(pid, parent.cpu, parent.resolver)
+    child.root, child.cpus_allowed = parent.root, parent.cpus_allowed
     child.policy, child.mems_allowed = parent.policy, parent.mems_allowed
     child.il_prev, child.il_weight = parent.il_prev, parent.il_weight
     table = memory.page_table
     for vma in parent.mm.vmas:
         slot = table.take_copy(vma.slot, vma.nr_pages, child.mm.mm_id, vma.start)
-        child.mm.insert(replace(vma, slot=slot))
-        if vma.kind == VMA_OBJECT:
-            memory.page_cache.of(vma.object_id).vma_pages += vma.nr_pages
+        child.mm.insert(replace(vma, slot=slot, locked=False, on_fault=False))  # locks are not inherited
+        count_mapping(memory, vma, vma.nr_pages)
         if _needs_copy(memory, vma):
             _copy_entries(memory, vma, slot)
             pins.copy_at_fork(memory, child, vma, slot)
@@ -207,6 +221,7 @@ def _copy_entries(memory: Memory, vma: Vma, child_slot: int) -> None:
     pte = memory.page_table.pte
     huge_split.copy_maps(memory, vma.slot, vma.nr_pages, child_slot)
     view = pte[vma.slot : vma.slot + vma.nr_pages]
+    pte[child_slot : child_slot + vma.nr_pages][view == PTE_ZERO] = PTE_ZERO
     present = np.flatnonzero(view & np.uint32(PTE_PRESENT))
     if vma.private:
         view[present] &= _NOT_WRITABLE
@@ -241,7 +256,9 @@ def write_cpuset_mems(
 
 
 def apply_mems(memory: Memory, tasks: list[Task], change: MemsChange) -> None:
-    """`update_tasks_nodemask`: tasks of a cpuset take its new mems, and their pages follow, private ones apart."""
+    """`update_tasks_nodemask`: tasks of a cpuset take its new mems, and their pages follow, private ones
+    apart.
+    """
     rebind_tasks(tasks, change)
     moved = memory.resolver.cpuset_nodes.migrates
     old, new = change.old_effective & moved, change.cpuset.effective & moved

@@ -13,6 +13,19 @@ from privmem.scheduler.errors import InvariantError
 from privmem.scheduler.mempolicy import IL_PREV_NONE, NUMA_NO_NODE, Mempolicy
 from privmem.scheduler.zonelist import AllocRequest
 
+_NUMBERS = (
+    "mems_allowed",
+    "cpu",
+    "cpus_allowed",
+    "root",
+    "min_flt",
+    "maj_flt",
+    "il_prev",
+    "il_weight",
+    "next_scan_ns",
+    "scan_vpn",
+)
+
 
 class Task:
     """One process of one thread group; its id is also that of its address space."""
@@ -22,6 +35,10 @@ class Task:
         self.resolver = resolver
         self.mm = Mm(pid)
         self.cpu = cpu
+        #: `sched_setaffinity`'s mask; -1 for every CPU.
+        self.cpus_allowed = -1
+        #: Whether it has CAP_SYS_NICE, CAP_SYS_PTRACE and the other rights that the calls ask for.
+        self.root = True
         #: `set_mempolicy`'s policy; None is the default.
         self.policy: Mempolicy | None = None
         #: Effective mems of its cpuset.
@@ -32,6 +49,9 @@ class Task:
         #: `do_migrate_pages` that waits for an extent: old nodes, new nodes, old ones that are left, pages that
         #: could not move so far.
         self.migrating: tuple[int, int, int, int] | None = None
+        #: Soft and hard faults so far (`ru_minflt`, `ru_majflt`).
+        self.min_flt = 0
+        self.maj_flt = 0
         #: NUMA balancing: when it scans next, and from which page on.
         self.next_scan_ns = 0
         self.scan_vpn = 0
@@ -107,23 +127,20 @@ class Task:
     def snapshot(self) -> dict[str, Any]:
         return {
             "policy": None if self.policy is None else self.policy.to_spec(),
-            "mems_allowed": self.mems_allowed,
-            "cpu": self.cpu,
-            "il_prev": self.il_prev,
-            "il_weight": self.il_weight,
-            "next_scan_ns": self.next_scan_ns,
-            "scan_vpn": self.scan_vpn,
+            **{name: getattr(self, name) for name in _NUMBERS},
             "migrating": None if self.migrating is None else list(self.migrating),
+            "lock_future": self.mm.lock_future,
             "vmas": self.mm.to_spec(),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         policy = snapshot["policy"]
         self.policy = None if policy is None else Mempolicy.from_spec(policy)
-        for name in ("mems_allowed", "cpu", "il_prev", "il_weight", "next_scan_ns", "scan_vpn"):
+        for name in _NUMBERS:
             setattr(self, name, snapshot[name])
         migrating = snapshot["migrating"]
         self.migrating = None if migrating is None else tuple(migrating)
+        self.mm.lock_future = snapshot["lock_future"]
         self.mm.restore(snapshot["vmas"])
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
+from privmem.nodeagent.host import mlocked
 from privmem.nodeagent.host.blocks import alloc_block
 from privmem.nodeagent.host.costs import FAULT_NS, HUGE_CLEAR_NS
 from privmem.nodeagent.host.drivers.owner import device_context
@@ -135,6 +136,9 @@ def map_huge(memory: Memory, slot: int, pfn: int, *, writable: bool) -> None:
     table.rmap_next[span] = 0
     frames.rmap[pfn : pfn + HPAGE_PAGES] = np.arange(slot, slot + HPAGE_PAGES)
     lru_kernel.putback(pfns, HPAGE_PAGES, node.nid * NR_LRU_LISTS, *memory.lru_arrays())
+    if memory.locked_slots:
+        for locked in pfns.tolist():
+            mlocked.settle(memory, locked)
     if node.spec.stores:
         store_content(memory, node, pfns)
     memory.high_order.huge_maps.add(slot)

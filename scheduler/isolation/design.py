@@ -42,6 +42,7 @@ class Service(IntEnum):
     MADVISE = 18  # MADV_COLD and MADV_PAGEOUT work on its pages
     MLOCK = 19  # mlock takes the pages off the reclaimable lists
     TIER = 20  # the node belongs to a memory tier
+    MAPPED_FILE = 21  # a fault in a mapped file brings its page here when the mapping's policy says so
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ _NEEDS: dict[Service, Feature] = {
     Service.DAMON: Feature.MIGRATION,
     Service.HOTUNPLUG: Feature.MIGRATION,
     Service.DISPLACE: Feature.MIGRATION,
+    Service.MAPPED_FILE: Feature.USER_NUMA,
     Service.OOM_MEMORY: Feature.RECLAIM | Feature.DEMOTION,
 }
 
