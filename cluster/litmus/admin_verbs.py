@@ -6,6 +6,7 @@ import errno
 from dataclasses import replace
 from typing import Any
 
+from privmem.cluster.litmus.values import FEATURES
 from privmem.cluster.litmus.world import Stuck, World, check
 from privmem.nodeagent.host.drivers.anondax import AnonDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
@@ -81,7 +82,9 @@ def _compact(world: World, _actor: str, values: Values) -> None:
 
 def _dax_test(world: World, _actor: str, values: Values) -> None:
     first, nr = values.get("first", 0), values.get("number")
-    world.devices[values["result"]] = DaxTest(world.kernel, values["node"], first, nr)
+    device = DaxTest(world.kernel, values["node"], first, nr)
+    device.owner = values.get("word", device.owner)
+    world.devices[values["result"]] = device
 
 
 def _anondax(world: World, _actor: str, values: Values) -> None:
@@ -133,6 +136,14 @@ def _free(world: World, _actor: str, values: Values) -> int:
     return count
 
 
+def _keep(world: World, _actor: str, values: Values) -> None:
+    world.kernel.owners.keeps[values["node"]] = "keep" in values
+
+
+def _add_without_owner(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.hotplug.add_private_memory(values["node"], None, 0, 1))
+
+
 def _claim(world: World, _actor: str, values: Values) -> None:
     features = world.kernel.design.grant(values.get("features", Feature.NONE))
     check(world.kernel.hotplug.claim(values["node"], Claim(values["word"], features)))
@@ -140,6 +151,9 @@ def _claim(world: World, _actor: str, values: Values) -> None:
 
 def _release(world: World, _actor: str, values: Values) -> None:
     check(world.kernel.hotplug.release(values["node"]))
+
+
+_ALL_FEATURES = Feature(sum(FEATURES.values()))
 
 
 # -- the calls of the first version, and of caps-c, by which drivers claim a node
@@ -172,18 +186,23 @@ def _register(world: World, _actor: str, values: Values) -> None:
     if "early" in values:
         world.taken["early"] = []
     if world.kernel.design.label.startswith("caps"):
-        mask = values.get("features", Feature.NONE)
-        _answer(world, node, claims.register_caps(_held(world, node), owner, mask, _facts(world, node)))
+        mask, facts = values.get("features", Feature.NONE), _facts(world, node)
+        bits = world.kernel.design.grant(_ALL_FEATURES)
+        _answer(world, node, claims.register_caps(_held(world, node), owner, mask, bits, facts))
     else:
         _answer(world, node, claims.register(_held(world, node), owner, _facts(world, node)))
 
 
-def _unregister(world: World, _actor: str, values: Values) -> None:
-    _answer(
-        world,
-        values["number"],
-        claims.unregister(_held(world, values["number"]), _facts(world, values["number"])),
-    )
+def _unregister(world: World, _actor: str, values: Values) -> str | None:
+    """`waits` while temporary references are held; the last one that is put back completes it."""
+    node = values["number"]
+    held = _held(world, node)
+    answer = claims.unregister(held, _facts(world, node))
+    if not answer.error and held is not None and held.references:
+        world.taken[f"unregister {node}"] = []
+        return "waits"
+    _answer(world, node, answer)
+    return None
 
 
 def _ops(values: Values) -> Ops:
@@ -211,7 +230,9 @@ def _reference(world: World, _actor: str, values: Values) -> None:
     held = _held(world, node)
     if held is None:
         raise OSError(errno.ENODEV, "ENODEV")
-    world.held[node] = replace(held, references=held.references + (1 if "get" in values else -1))
+    left = held.references + (1 if "get" in values else -1)
+    waited = not left and world.taken.pop(f"unregister {node}", None) is not None
+    world.held[node] = None if waited else replace(held, references=left)
 
 
 VERBS = [
@@ -235,7 +256,7 @@ VERBS = [
 
 DRIVER_VERBS = [
     (
-        "dax_test NODE [from FIRST:NUMBER] [pages NUMBER]",
+        "dax_test NODE [from FIRST:NUMBER] [pages NUMBER] [owner WORD]",
         _dax_test,
         "`dev = dax_test P`: the series' test device; attributes state, memory_features, adistance",
     ),
@@ -248,6 +269,8 @@ DRIVER_VERBS = [
         _alloc,
         "the owner takes pages of its node; preferred: without THISNODE",
     ),
+    ("keep|give freed pages of NODE", _keep, "the owner's free_folio keeps freed pages, or lets them go"),
+    ("add memory of NODE without owner", _add_without_owner, "add private memory for nobody"),
     ("free NODE", _free, "and gives them all back: how many"),
     ("claim NODE as WORD [with FEATURES]", _claim, "claim a node without bringing memory"),
     ("release NODE", _release, "give the claim back"),

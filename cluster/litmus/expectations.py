@@ -425,23 +425,35 @@ SUBJECTS: tuple[Subject, ...] = tuple(
 
 def parse(text: str, value: Tree, names: Names) -> Claim:
     """Read one line of an `expect`. Raises Misread."""
+    subject, values = find_subject(text, names)
+    _check_value(subject, value, names)
+    return Claim(value.key_line or value.line, text, subject, values, value)
+
+
+def look(world: World, text: str, names: Names) -> Any:
+    """What a subject is now. Raises Misread."""
+    subject, values = find_subject(text, names)
+    return subject.look(world, values)
+
+
+def find_subject(text: str, names: Names) -> tuple[Subject, dict[str, Any]]:
+    """The subject that a text means, and its values. Raises Misread."""
     words: Sequence[str] = shlex.split(text)
     first_error: Misread | None = None
     for subject in SUBJECTS:
-        literals = subject.pattern.elements[0].literals
-        if words and words[0] in literals:
-            try:
-                values = match(subject.pattern, words, TYPES, names)
-            except Misread as error:
-                first_error = first_error or error
-                continue
-            _check_value(subject, value, names)
-            if subject.pattern.text == "vmstat WORD" and values["word"] not in EVENTS:
-                raise Misread(
-                    f"found the counter {values['word']!r}; allowed: {', '.join(EVENTS)}"
-                    f"{nearest(values['word'], EVENTS)}"
-                )
-            return Claim(value.key_line or value.line, text, subject, values, value)
+        if not words or words[0] not in subject.pattern.elements[0].literals:
+            continue
+        try:
+            values = match(subject.pattern, words, TYPES, names)
+        except Misread as error:
+            first_error = first_error or error
+            continue
+        if subject.pattern.text == "vmstat WORD" and values["word"] not in EVENTS:
+            raise Misread(
+                f"found the counter {values['word']!r}; allowed: {', '.join(EVENTS)}"
+                f"{nearest(values['word'], EVENTS)}"
+            )
+        return subject, values
     if first_error:
         raise first_error
     known = [s.pattern.text for s in SUBJECTS]

@@ -28,7 +28,7 @@ PRIVATE_DISTANCE = 30
 
 _NODE_KEYS = ("memory", "cpus", "private", "class", "zone", "adistance", "distance", "plugged")
 _MACHINE_KEYS = ("nodes", "files", "cgroups", "distances", "sysctl", "cgroup_version", "cmdline", "linux")
-_SYSCTL_KEYS = ("demotion", "numa_balancing", "swap", "thp", "pagetables", "readahead", "fault_around")
+_SYSCTL_KEYS = ("demotion", "numa_balancing", "thp", "pagetables", "readahead", "fault_around", "zero_page")
 _CLASSES = sorted(ADISTANCE_BY_CLASS)
 
 
@@ -58,8 +58,13 @@ class Machine:
             NumaBalancing(mode=self.sysctl.get("numa_balancing", 0)),
             demotion_enabled=self.sysctl.get("demotion", False),
             linux=self.linux,
+            readahead_pages=self.sysctl.get("readahead", 0),
+            fault_around_pages=self.sysctl.get("fault_around", 1),
         )
         kernel = Kernel(self.nodes.values(), self.distances, design, knobs, self.cgroup_v1, self.cmdline)
+        kernel.memory.account_pagetables = self.sysctl.get("pagetables", False)
+        if "thp" in self.sysctl:
+            kernel.sysfs.write("/sys/kernel/mm/transparent_hugepage/enabled", self.sysctl["thp"])
         for name, pages in self.files.items():
             kernel.create_file(name, pages)
         for name, parent in self.cgroups.items():
@@ -215,12 +220,12 @@ class Reader:
         values: dict[str, Any] = {}
         for key, below in self._mapping(tree, "machine.sysctl", _SYSCTL_KEYS).items():
             path = f"machine.sysctl.{key}"
-            if key in ("demotion", "pagetables"):
+            if key in ("demotion", "pagetables", "zero_page"):
                 values[key] = self._bool(below, path, False)
             elif key == "numa_balancing":
                 values[key] = self._int(below, path, 0)
             elif key == "thp":
-                values[key] = self._word(below, path, ("always", "madvise", "never"), "never")
+                values[key] = self._word(below, path, ("always", "madvise", "never"), "madvise")
             else:
                 values[key] = self._pages(below, path, 0, PAGES_MAX)
         return values

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from privmem.cluster.errors import ConfigError
 from privmem.cluster.litmus import expectations, steps
 from privmem.cluster.litmus.grammar import Misread, nearest
 from privmem.cluster.litmus.machine import Machine, Reader
+from privmem.cluster.litmus.machines import FOLDER, SUFFIX, load_machine, machine_files, problem_error
 from privmem.cluster.litmus.values import Names
 from privmem.scheduler.isolation import select_designs
-
-#: What a litmus file's name ends with.
-SUFFIX = ".yaml"
 
 _KEYS = ("title", "says", "case", "designs", "machine", "processes", "steps")
 #: Actors that are no process.
@@ -72,20 +69,12 @@ def parse_script(text: str, path: str) -> Script:
     try:
         tree, problems = read_yaml(text)
     except Unreadable as unreadable:
-        raise _error(path, [unreadable.problem]) from None
+        raise problem_error(path, [unreadable.problem]) from None
     reader = _Reader(path, problems)
     script = reader.read(tree)
     if reader.problems or script is None:
-        raise _error(path, reader.problems)
+        raise problem_error(path, reader.problems)
     return script
-
-
-def _error(path: str, problems: Iterable[Problem]) -> ConfigError:
-    lines = [
-        f"{path}:{p.line}: {p.path + ': ' if p.path else ''}{p.text}"
-        for p in sorted(problems, key=lambda p: p.line)
-    ]
-    return ConfigError("\n".join(lines))
 
 
 def find_scripts(paths: Sequence[str | Path]) -> list[Path]:
@@ -99,7 +88,7 @@ def find_scripts(paths: Sequence[str | Path]) -> list[Path]:
             below = [
                 p
                 for p in sorted(path.rglob(f"*{SUFFIX}"))
-                if "machines" not in p.relative_to(path).parts[:-1] and not p.name.startswith(".")
+                if FOLDER not in p.relative_to(path).parts[:-1] and not p.name.startswith(".")
             ]
             if not below:
                 raise ConfigError(f"{path}: holds no litmus test (*{SUFFIX})")
@@ -109,16 +98,6 @@ def find_scripts(paths: Sequence[str | Path]) -> list[Path]:
         else:
             raise ConfigError(f"{path}: no such file or folder")
     return list(dict.fromkeys(chosen))
-
-
-def machine_files() -> dict[str, Path]:
-    """The machines that come with the package, by name."""
-    spec = find_spec("privmem.configs")
-    places = spec.submodule_search_locations if spec else None
-    folders = (Path(place) / "machines" for place in places or ())
-    return {
-        file.stem: file for folder in folders if folder.is_dir() for file in sorted(folder.glob(f"*{SUFFIX}"))
-    }
 
 
 @dataclass(slots=True)
@@ -167,17 +146,12 @@ class _Reader:
         if tree is None:
             tree = Tree(whole.line, "standard")
         if isinstance(tree.value, str):
-            known = machine_files()
-            if tree.value not in known:
-                hint = nearest(tree.value, list(known))
-                self._wrong(
-                    tree, "machine", found(tree), f"a machine ({', '.join(known)}), or a mapping{hint}"
-                )
-                return None
-            text = known[tree.value].read_text(encoding="utf-8")
-            inner, problems = read_yaml(text)
-            assert inner is not None and not problems
-            tree = inner
+            known = machine_files(Path(self.path))
+            if tree.value in known:
+                return load_machine(known[tree.value])
+            hint = nearest(tree.value, list(known))
+            self._wrong(tree, "machine", found(tree), f"a machine ({', '.join(known)}), or a mapping{hint}")
+            return None
         reader = Reader()
         machine = reader.read(tree)
         self.problems += reader.problems

@@ -68,11 +68,15 @@ class World:
         """A vmstat counter since the last mark."""
         return self.kernel.memory.vmstat.count[name] - self.base.get(name, 0)
 
+    @property
+    def first_cpu(self) -> int:
+        """Where processes start when nobody says otherwise."""
+        return min(cpu for node in self.machine.nodes.values() for cpu in node.cpus)
+
     def process(self, name: str) -> Process:
         """The process of this name; made at its first use, on the first CPU."""
         if name not in self.processes:
-            first = min(cpu for node in self.machine.nodes.values() for cpu in node.cpus)
-            cpu, cgroup = self.starts.get(name, (first, ""))
+            cpu, cgroup = self.starts.get(name, (self.first_cpu, ""))
             self.processes[name] = self.kernel.spawn(cpu, cgroup)
         return self.processes[name]
 
