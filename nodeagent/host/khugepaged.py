@@ -26,6 +26,7 @@ from privmem.nodeagent.host.layout import (
     PTE_PFN_SHIFT,
     PTE_PRESENT,
     PTE_WRITABLE,
+    PTE_ZERO,
 )
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
@@ -163,7 +164,8 @@ def collapse(memory: Memory, task: Task, vma: Vma, base: int, daemon: bool) -> S
 def _swap_in(memory: Memory, task: Task, base: int, slot: int) -> bool:
     """`__collapse_huge_page_swapin`: pages whose entry says where they are come back first."""
     entries = memory.page_table.pte[slot : slot + HPAGE_PAGES]
-    for offset in np.flatnonzero((entries != 0) & (entries & np.uint32(PTE_PRESENT) == 0)).tolist():
+    elsewhere = (entries != 0) & (entries != PTE_ZERO) & (entries & np.uint32(PTE_PRESENT) == 0)
+    for offset in np.flatnonzero(elsewhere).tolist():
         if handle_fault(memory, task, base + offset, is_write=False) < 0:
             return False
     return True

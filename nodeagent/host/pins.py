@@ -22,6 +22,7 @@ from privmem.nodeagent.host.layout import (
     PTE_PRESENT,
     PTE_PROTNONE,
     PTE_WRITABLE,
+    PTE_ZERO,
 )
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import move_to_frames
@@ -119,17 +120,30 @@ def _own_page(memory: Memory, task: Task, vpn: int, write: bool) -> int:
         vma = task.mm.find(vpn)
         if vma is None or (write and not vma.writable):
             return -errno.EFAULT
+        if not vma.readable and not vma.writable:
+            return -errno.EFAULT
         entry = int(memory.page_table.pte[vma.slot_of(vpn)])
         pfn = entry >> PTE_PFN_SHIFT
         ready = bool(entry & PTE_PRESENT) and not entry & PTE_PROTNONE
         alone = ready and (memory.is_object_page(pfn) or memory.mapped_once(pfn) or not vma.writable)
         if ready and alone and (entry & PTE_WRITABLE or not write):
             return pfn
-        took = handle_fault(memory, task, vpn, is_write=write or (ready and not alone))
+        if entry == PTE_ZERO:
+            took = _replace_zero_page(memory, task, vma, vpn)
+        else:
+            took = handle_fault(memory, task, vpn, is_write=write or (ready and not alone))
         if took < 0:
             return took
         if memory.vmstat.count["pgpromote_fence_fail"] > fails:
             return -errno.ENOMEM
+
+
+def _replace_zero_page(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
+    """The zero page has no frame that could be pinned: the task gets a page of its own, as since Linux 6.2."""
+    pfn = alloc_page(memory, task.alloc_context(vma, vpn))
+    if pfn >= 0:
+        map_page(memory, vma.slot_of(vpn), pfn, writable=vma.writable)
+    return min(pfn, 0)
 
 
 def _pinnable(memory: Memory, task: Task, pfn: int) -> int:

@@ -108,7 +108,7 @@ def _contexts(memory: Memory, task: Task, vma: Vma, base: int, waits: bool) -> l
     if vma.device_nid >= 0:
         return [device_context(memory, vma.device_nid, task.pid)]
     policy = vma.policy or task.policy
-    offset = vma.start // HPAGE_PAGES + (base - vma.start) // HPAGE_PAGES
+    offset = vma.offset_of(vma.start) // HPAGE_PAGES + (base - vma.start) // HPAGE_PAGES
     request, interleave = task.policy_request(policy, offset)
     if interleave:
         return [task.context_of(request, interleave)]

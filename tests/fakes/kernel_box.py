@@ -35,6 +35,8 @@ class Box:
         self.kernel = boot(**how)
         self.memory = self.kernel.memory
         self.task = self.kernel.spawn(0).task
+        self.free_at_boot = {nid: node.free_pages for nid, node in self.memory.nodes.items()}
+        self._counted = dict(self.memory.vmstat.count)
 
     def map(self, nr, at=VPN, huge=False):
         assert syscalls.mmap_anon(self.memory, self.task, at, nr) == 0
@@ -61,7 +63,8 @@ class Box:
         return int(self.memory.page_table.pte[vma.slot_of(vpn)]) >> PTE_PFN_SHIFT
 
     def count(self, *events):
-        return [self.memory.vmstat.count[event] for event in events]
+        """Events since the boot."""
+        return [self.memory.vmstat.count[event] - self._counted[event] for event in events]
 
     def round_trip(self):
         before = plain.digest(self.memory.snapshot())
