@@ -50,7 +50,7 @@ class AuditMachine:
 
 
 def machine_of(config: Config) -> AuditMachine:
-    """The first host of a configuration. Raises ConfigError when it has no private node, or too few general ones."""
+    """The first host of a configuration. Raises ConfigError when it has too few general or private nodes."""
     host = config.hosts[0]
     order = sorted(range(len(host.nodes)), key=lambda at: host.nodes[at].id)
     matrix = distance_matrix(host)

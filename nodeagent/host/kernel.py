@@ -18,6 +18,7 @@ from privmem.nodeagent.host import (
     khugepaged,
     ksm,
     numa_balancing,
+    oom,
     policy_calls,
     syscalls,
 )
@@ -212,7 +213,13 @@ class Kernel:
 
     def out_of_memory(self, process: Process) -> Process | None:
         """The OOM killer for a fault of `process`; the victim, or None when there is nobody to kill."""
-        alive = [p for p in self.processes.values() if not p.exited and p.resident_pages()]
+        failed = self.memory.failed
+        nodes = failed.request.nodemask if failed is not None and failed.request is not None else None
+        alive = [
+            p
+            for p in self.processes.values()
+            if not p.exited and p.resident_pages() and oom.in_domain(p.task, nodes)
+        ]
         if not alive:
             return None
         victim = max(alive, key=lambda p: (p.resident_pages(), -p.pid))

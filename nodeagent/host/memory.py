@@ -9,7 +9,7 @@ hotplug.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from privmem.scheduler.isolation import DEFAULT_DESIGN, Service
 from privmem.scheduler.topology import HostTopology
 from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 from privmem.scheduler.watermark import Watermarks, host_watermarks
+
+if TYPE_CHECKING:
+    from privmem.nodeagent.host.page_alloc import AllocContext
 
 # Columns of `Memory.numastat`, as in /sys/devices/system/node/nodeN/numastat.
 NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, INTERLEAVE_HIT, LOCAL_NODE, OTHER_NODE = range(6)
@@ -173,6 +176,8 @@ class Memory:
         self.kernel_pages = KernelPages()
         #: Who wants to hear what happens to pages (story.py).
         self.story: Story | None = None
+        #: The last request that found no page: what the OOM killer is told of.
+        self.failed: AllocContext | None = None
         #: Whether page tables take memory (pagetables.py).
         self.account_pagetables = False
         self.nodes: dict[int, Node] = {}

@@ -13,6 +13,8 @@ from privmem.nodeagent.host.fault import unmap_range
 from privmem.nodeagent.host.layout import PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.program import Program
+from privmem.nodeagent.host.task import Task
+from privmem.scheduler.abi import Mpol
 
 
 def kill_largest(memory: Memory, programs: list[Program]) -> None:
@@ -31,3 +33,12 @@ def _resident_pages(memory: Memory, program: Program) -> int:
         int(np.count_nonzero(pte[v.slot : v.slot + v.nr_pages] & np.uint32(PTE_PRESENT)))
         for v in program.task.mm.vmas
     )
+
+
+def in_domain(task: Task, nodes: int | None) -> bool:
+    """`mempolicy_in_oom_domain`: whether killing a task can free memory of the nodes that a policy confined the
+    failing request to. Only a bind to other nodes says that it cannot.
+    """
+    if nodes is None or task.policy is None or task.policy.mode != Mpol.BIND:
+        return True
+    return bool(task.policy.nodes & nodes)

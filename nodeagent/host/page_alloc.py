@@ -87,8 +87,10 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
         zone_statistics(memory, ctx.zones[0], nid, ctx.cpu_nid, 1)
         if ctx.interleave and nid == ctx.zones[0]:
             memory.numastat[nid, INTERLEAVE_HIT] += 1
-    elif memory.story is not None:
-        memory.story.refused(ctx)
+    else:
+        memory.failed = ctx
+        if memory.story is not None:
+            memory.story.refused(ctx)
     return pfn
 
 

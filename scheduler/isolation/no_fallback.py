@@ -193,5 +193,5 @@ class NoFallback:
         return needed is not None and node.features & needed == needed
 
     def node_states(self, topology: HostTopology) -> dict[str, int]:
-        """As in the first version, without policies in it."""
-        return {"has_memory": topology.public, "has_private_memory": topology.private}
+        """Every node with memory is N_MEMORY: what walks it with THISNODE is the experiment's problem list."""
+        return {"has_memory": topology.memory, "has_private_memory": topology.private}
