@@ -27,8 +27,8 @@ from privmem.scheduler.zonelist import AllocRequest
 
 NUMA_NO_NODE = -1
 
-#: `MPOL_F_NUMA_BALANCING` (Linux 5.12): accepted with MPOL_BIND only; remembered, otherwise without effect
-#: here.
+#: `MPOL_F_NUMA_BALANCING` (Linux 5.12): accepted with MPOL_BIND only, whose pages NUMA balancing then moves among
+#: the nodes of the policy.
 MPOL_F_NUMA_BALANCING = 1 << 13
 _MODE_FLAGS = MPOL_MODE_FLAGS | MPOL_F_NUMA_BALANCING
 
@@ -344,6 +344,25 @@ def with_home_node(policy: Mempolicy, nid: int) -> tuple[int, Mempolicy]:
     if policy.mode not in (Mpol.BIND, Mpol.PREFERRED_MANY):
         return -errno.EOPNOTSUPP, policy
     return 0, replace(policy, home_node=nid)
+
+
+# -- NUMA balancing
+
+
+def balances(policy: Mempolicy | None) -> bool:
+    """`vma_policy_mof`: NUMA balancing may work on pages under this policy. The default policy lets it; one that
+    somebody set does so with MPOL_F_NUMA_BALANCING only.
+    """
+    return policy is None or bool(policy.flags & MPOL_F_NUMA_BALANCING)
+
+
+def misplaced(policy: Mempolicy | None, page_nid: int, cpu_nid: int) -> int:
+    """`mpol_misplaced`: the node to which a page that a CPU used should move, -1 for none. Towards that CPU, and
+    under a policy only to a node that it holds.
+    """
+    if page_nid == cpu_nid or not balances(policy):
+        return -1
+    return cpu_nid if policy is None or nodemask.has(policy.nodes, cpu_nid) else -1
 
 
 # -- what get_mempolicy shows

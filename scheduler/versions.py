@@ -38,9 +38,9 @@ class KernelVersion:
 
     @property
     def folio_mempolicy(self) -> bool:
-        """What came with `alloc_pages_mpol` (Linux 6.7, mm/mempolicy.c): interleaving by offset takes the whole page
-        number, where 6.1 takes its low 32 bits; pages that mbind moves take turns as at a fault, where 6.1 forgets
-        the inode number of shared memory; a page that cannot be isolated counts as one that could not move.
+        """What came with `alloc_pages_mpol` (Linux 6.7, mm/mempolicy.c): interleaving by offset takes the whole
+        page number, where 6.1 takes its low 32 bits; pages that mbind moves take turns as at a fault, where 6.1
+        forgets the inode number of shared memory; a page that cannot be isolated counts as one that could not move.
         """
         return self >= KernelVersion(6, 7)
 

@@ -22,6 +22,7 @@ from privmem.nodeagent.host.mm import VMA_OBJECT, Vma
 from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.nodeagent.host.reclaim import wake_kswapd
 from privmem.nodeagent.host.task import Task
+from privmem.scheduler import mempolicy
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT, PAGE_SIZE, Reason
 from privmem.scheduler.isolation import Service
 
@@ -92,12 +93,10 @@ def _protect(memory: Memory, part: Vma) -> int:
 
 
 def _follows_the_task(memory: Memory, task: Task, vma: Vma) -> bool:
-    """`vma_policy_mof`, and what `task_numa_work` skips besides: a policy that somebody set keeps its pages
-    (MPOL_F_NUMA_BALANCING is left out); so do shared memory and files mapped for reading.
-    """
+    """`vma_policy_mof`, and what `task_numa_work` skips besides: shared memory and files mapped for reading."""
     if vma.kind == VMA_OBJECT and (not vma.writable or memory.page_cache.of(vma.object_id).kind == SHMEM):
         return False
-    return vma.policy is None and task.policy is None
+    return mempolicy.balances(vma.policy or task.policy)
 
 
 def hint_fault(memory: Memory, task: Task, vma: Vma, slot: int, knobs: NumaBalancing) -> int:
@@ -114,6 +113,8 @@ def hint_fault(memory: Memory, task: Task, vma: Vma, slot: int, knobs: NumaBalan
     if not memory.resolver.allows(Service.NUMA_BALANCING, source.nid) or not _follows_the_task(
         memory, task, vma
     ):
+        return HINT_FAULT_NS
+    if mempolicy.misplaced(vma.policy or task.policy, source.nid, target.nid) < 0:
         return HINT_FAULT_NS
     if not _should_migrate(memory, pfn, target, knobs):
         return HINT_FAULT_NS

@@ -84,31 +84,46 @@ def test_a_private_node_alone(design, error):
 
 def test_closed_nodes_are_refused_or_kept_by_version():
     answers = {}
-    for design in ("caps", "private-zonelist", "private-zonelist:F2", "caps:b"):
+    for design in ("caps", "private-zonelist", "private-zonelist:F2", "F3", "caps:b"):
         host = kernel(design)
         host.create_cgroup("a")
         answers[design] = (host.write_mems("a", [D0, Q]), mems(host, "a")[1])
     assert answers == {
         "caps": (-errno.EINVAL, 0b1111),
         "private-zonelist": (-errno.EINVAL, 0b1111),
-        "private-zonelist:F2": (0, 0b1001),
+        "private-zonelist:F2": (-errno.EINVAL, 0b1111),
+        "F3": (0, 0b1001),
         "caps:b": (0, 0b0001),
     }
 
 
 def test_a_bind_does_not_follow_its_position_onto_a_closed_node():
-    """P is swapped for Q (F2 keeps such a request): the policy collapses to general memory."""
-    host = kernel("private-zonelist:F2")
+    """D1 is swapped for Q, which takes its position: the policy collapses to the general node that is left."""
+    host = kernel("private-zonelist-per-node")
+    host.create_cgroup("a")
+    assert host.write_mems("a", [D0, D1]) == 0
+    task = host.spawn(0, "a")
+    addr = task.mmap(2 * PAGE)
+    task.mbind(addr, 2 * PAGE, Mpol.BIND, [D1])
+    task.touch(addr, PAGE)
+    assert host.write_mems("a", [D0, Q]) == 0
+    assert task.get_mempolicy(addr, 2) == (Mpol.BIND, {D0})
+    task.touch(addr, 2 * PAGE)
+    assert task.where(addr, 2 * PAGE) == [D0, D0]
+
+
+def test_pages_stay_on_a_private_node_that_leaves_the_cpuset():
+    host = kernel()
     host.create_cgroup("a")
     assert host.write_mems("a", [D0, P]) == 0
     task = host.spawn(0, "a")
     addr = task.mmap(2 * PAGE)
     task.mbind(addr, 2 * PAGE, Mpol.BIND, [P])
     task.touch(addr, PAGE)
-    assert host.write_mems("a", [D0, Q]) == 0
+    assert host.write_mems("a", [D0]) == 0
     assert task.get_mempolicy(addr, 2) == (Mpol.BIND, {D0})
     task.touch(addr, 2 * PAGE)
-    assert task.where(addr, 2 * PAGE) == [P, D0]  # what is there stays
+    assert task.where(addr, 2 * PAGE) == [P, D0]
 
 
 def test_caps_b_binds_whatever_the_cpuset_says():
@@ -284,7 +299,9 @@ def test_boot_memory_becomes_private():
         "private_node=2,0x182: node 2 is private, features 0x182",
         "private_node=3: node 3 is private, features 0x0",
     ]
-    assert host.plug(P, Feature.NONE) == -errno.EBUSY  # its mask is fixed: no driver can claim it with another one
+    assert (
+        host.plug(P, Feature.NONE) == -errno.EBUSY
+    )  # its mask is fixed: no driver can claim it with another one
     task = host.spawn(0)
     addr = task.mmap(PAGE)
     task.mbind(addr, PAGE, Mpol.BIND, [P])
@@ -314,3 +331,19 @@ def test_the_parameter_by_version(design, text, private):
     host = kernel(design, private=False, cmdline=text)
     assert host.memory.topology.private == private
     assert len(host.log) == 1
+
+
+def test_a_bind_may_leave_its_pages_to_numa_balancing():
+    """Plain balancing moves a page under MPOL_F_NUMA_BALANCING towards its user, among the policy's nodes."""
+    for flag, place in ((1 << 13, D1), (0, D0)):
+        host = kernel()
+        host.set_numa_balancing(1)
+        task = host.spawn(0)
+        addr = task.mmap(PAGE)
+        task.mbind(addr, PAGE, Mpol.BIND | flag, [D0, D1])
+        task.touch(addr, PAGE)
+        task.sched_setaffinity(1)
+        for _ in range(4):
+            host.numa_scan(task)
+            task.touch(addr, PAGE)
+        assert task.where(addr, PAGE) == [place]

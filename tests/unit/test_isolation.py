@@ -316,7 +316,7 @@ def test_the_page_cache_follows_a_marked_policy_only_behind_the_flag():
         ("caps", 0b111, ALL, 0b11, 0),
         ("private-zonelist:F0", 0b111, ALL, 0b11, 0),
         ("private-zonelist", 0b111, ALL, 0b11, 0),
-        ("private-zonelist:F2", ALL, ALL, 0, 0b11),
+        ("private-zonelist:F2", 0b111, ALL, 0, 0b11),
         ("private-zonelist-per-node", ALL, ALL, 0, 0b11),
     ],
 )

@@ -16,8 +16,10 @@ from privmem.scheduler.mempolicy import (
     MPOL_F_PRIVATE,
     Mempolicy,
     PolicyNodes,
+    balances,
     home_node_error,
     interleave_next,
+    misplaced,
     new_policy,
     offset_il_node,
     rebind,
@@ -358,3 +360,16 @@ def test_home_nodes():
     assert with_home_node(interleaved, 1) == (-errno.EOPNOTSUPP, interleaved)
     rules = PolicyNodes(memory=ALL, no_home=P)
     assert [home_node_error(nid, D0 | P, rules) for nid in (0, 1, 2, -1)] == [0, *[-errno.EINVAL] * 3]
+
+
+def test_numa_balancing_of_pages_under_a_policy():
+    bound = make(Mpol.BIND | MPOL_F_NUMA_BALANCING, D0 | D1)
+    assert [balances(p) for p in (None, bound, make(Mpol.BIND, D0), make(Mpol.LOCAL, 0))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [misplaced(bound, 0, cpu) for cpu in (0, 1, 2)] == [-1, 1, -1]
+    assert misplaced(None, 0, 2) == 2
+    assert misplaced(make(Mpol.BIND, D0 | D1), 0, 1) == -1
