@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from privmem.nodeagent.host import kmem
-from privmem.scheduler import mempolicy
-from privmem.scheduler.abi import PAGEBLOCK_ORDER, Mpol, Reason
+from privmem.scheduler.abi import PAGEBLOCK_ORDER, Reason
 
 if TYPE_CHECKING:
     from privmem.nodeagent.host.memory import Memory
@@ -27,13 +26,7 @@ def ensure(memory: Memory, task: Task, vpn: int) -> int:
     key = (task.mm.mm_id, vpn >> TABLE_SHIFT)
     if key in memory.kernel_pages.page_tables:
         return 0
-    policy = task.policy
-    turn = mempolicy.NUMA_NO_NODE
-    if policy is not None and policy.mode == Mpol.INTERLEAVE:
-        turn, task.il_prev = mempolicy.interleave_next(policy, task.il_prev)
-    request = mempolicy.request(
-        policy, task.cpu_nid, task.mems_allowed, turn, movable=False, normal_zone=memory.topology.normal_zone
-    )
+    request, _ = task.policy_request(task.policy, None, movable=False)
     if request.reason is Reason.POLICY:
         request = replace(request, reason=Reason.PAGETABLE)
     pfn = kmem.take_page(memory, request, f"page table of {task.pid}", task.mems_allowed)

@@ -73,14 +73,17 @@ class Task:
         """
         return self.context_of(*self.policy_request(vma.policy or self.policy, vma.offset_of(vpn)))
 
-    def policy_request(self, policy: Mempolicy | None, offset: int | None) -> tuple[AllocRequest, bool]:
+    def policy_request(
+        self, policy: Mempolicy | None, offset: int | None, movable: bool = True
+    ) -> tuple[AllocRequest, bool]:
         """What is asked for under a policy, and whether it is a turn of interleaving.
 
         Interleaving goes by `offset`, a page's number in whatever it belongs to; for a page that belongs to
         no mapping (None) by the task's own counter.
         """
         turn = self._turn(policy, offset) if policy is not None else NUMA_NO_NODE
-        request = mempolicy.request(policy, self.cpu_nid, self.reach, turn)
+        normal_zone = self.resolver.topology.normal_zone
+        request = mempolicy.request(policy, self.cpu_nid, self.reach, turn, movable, normal_zone)
         return request, turn != NUMA_NO_NODE
 
     def _turn(self, policy: Mempolicy, offset: int | None) -> int:
