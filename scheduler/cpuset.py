@@ -33,7 +33,7 @@ class CpusetNodes:
     #: General nodes that the design adds: a v2 request that grants none of them gets the parent's as well; a
     #: v1 request without one is ENOSPC. 0: it adds none.
     adds_general: int = 0
-    #: Nodes that may be named and never take effect.
+    #: Nodes that may be named and never take effect: the top cpuset does not have them.
     inert: int = 0
     #: Nodes whose pages move along when a cpuset's mems change, and to which they move.
     migrates: int = -1
@@ -156,7 +156,7 @@ def attach_error(cpuset: Cpuset, legacy: bool) -> int:
 
 def effective_mems(requested: int, parent_effective: int, rules: CpusetNodes) -> int:
     """What a v2 cpuset gets of its parent's nodes; all of them if nothing is left of its request."""
-    granted = requested & parent_effective & ~rules.inert
+    granted = requested & parent_effective
     if granted and rules.adds_general and not granted & rules.adds_general:
         granted |= parent_effective & rules.adds_general
     return granted or parent_effective

@@ -219,14 +219,14 @@ def rebind(policy: Mempolicy | None, mems: int, rules: PolicyNodes) -> Mempolicy
         return replace(policy, w=mems)
     reach = rules.reach(mems)
     apart = rules.ungoverned | rules.uncounted
-    stored, carried = policy.w, policy.nodes & (rules.ungoverned | rules.uncounted & mems)
+    stored, carried = policy.w, policy.nodes & rules.uncounted & mems
     if policy.flags & MPOL_F_STATIC_NODES:
         nodes = policy.w & reach
     elif policy.flags & MPOL_F_RELATIVE_NODES:
         nodes = relative_nodemask(policy.w, reach & rules.memory)
     else:
         nodes = nodemask.remap(policy.nodes & ~apart, policy.w & ~apart, mems & ~apart)
-        stored = mems
+        stored, carried = mems, carried | policy.nodes & rules.ungoverned
     keeps = rules.memory if policy.mode == Mpol.BIND else rules.memory & ~rules.bind_only
     nodes &= keeps
     if not nodes and policy.nodes & ~apart:

@@ -182,6 +182,7 @@ def test_the_owner_reaches_its_node_and_is_invited(name):
         assert asked.reached(request) == (nid,)
         assert asked.invited(request, nid)
         assert not any(asked.invited(request, other) for other in (USERP, CRAMP, BAREP) if other != nid)
+        assert not asked.invited(AllocRequest(nid, None, reason, this_node=True), nid)  # it must ask
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,9 @@ def test_nodes_that_no_cpuset_governs():
     assert request(bound, 0, D0).nodemask is None
     both = make(Mpol.BIND, D0 | P, D0, FREE)
     assert rebind(both, D1, FREE).nodes == D1 | P
+    relative = make(Mpol.BIND | RELATIVE, 1 << 1, D0, FREE)  # positions: D0 and P
+    assert (relative.nodes, rebind(relative, D1, FREE).nodes) == (P, P)
+    assert rebind(relative, D0 | D1, FREE).nodes == D1
     assert new_policy(Mpol.BIND, D1, D0, FREE) == EINVAL  # general nodes stay governed
     assert (FREE.shown_mems(D0), GOVERNED.shown_mems(D0)) == (D0 | P, D0)
 
