@@ -93,7 +93,11 @@ class LitmusTest(pytest.Item):
 
         result = run_script(self.script, self.name)
         if result.reasons:
-            raise LitmusFailure("\n".join([f"{self.script.title} [{self.name}]", *result.reasons]))
+            result = run_script(self.script, self.name, story=True)
+            lines = [f"{self.script.title} [{self.name}]"]
+            for reason, story in zip(result.reasons, result.stories, strict=True):
+                lines += [reason, *(f"  | {line}" for line in story)]
+            raise LitmusFailure("\n".join(lines))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The reasons alone; a traceback only for what should not happen."""

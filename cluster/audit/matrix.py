@@ -114,4 +114,4 @@ def _trip(scene: Scene, pfn: int, came: bool) -> list[str]:
         events = story.of_frame(pfn)
     else:
         events = [e for e in story.events if pfn in (e.pfn, e.old_pfn)]
-    return [f"{event.what}: {event.text}" for event in events[-TRIP_LINES_MAX:]]
+    return [str(event) for event in events[-TRIP_LINES_MAX:]]

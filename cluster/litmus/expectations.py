@@ -205,6 +205,11 @@ def _frames_of(world: World, values: dict[str, Any]) -> list[int | None]:
     return world.process(mapped.process).where(mapped.addr, mapped.length)
 
 
+def nodes_of(world: World, values: dict[str, Any]) -> list[str | None]:
+    """Name of the node of each page of a range, None for one that is not there."""
+    return [None if nid is None else world.node_name(nid) for nid in _frames_of(world, values)]
+
+
 def _pages(world: World, values: dict[str, Any]) -> dict[str, int]:
     nodes = [nid for nid in _frames_of(world, values) if nid is not None]
     return {world.node_name(nid): nodes.count(nid) for nid in sorted(set(nodes))}

@@ -19,6 +19,8 @@ def run_all(scripts: Sequence[Script], designs: Sequence[str], exitfirst: bool =
     for script in scripts:
         for design in designs:
             result = run_script(script, design)
+            if result.reasons:  # once more, with the stories of the pages
+                result = run_script(script, design, story=True)
             result.world = None  # a kernel each would fill the memory
             results.append(result)
             if exitfirst and result.reasons:
@@ -45,8 +47,10 @@ def print_table(results: Sequence[Result], designs: Sequence[str], verbose: bool
             print(_short(path, base).ljust(width), *marks, sep="  ")
     for path, row in by_file.items():
         for design, result in row.items():
-            for reason in result.reasons:
-                print(f"\n{_MARKS[result.status]} {path} [{design}] {result.title}\n  {reason}")
+            if result.reasons:
+                print(f"\n{_MARKS[result.status]} {path} [{design}] {result.title}")
+            for reason, story in zip(result.reasons, result.stories, strict=True):
+                print(f"  {reason}", *(f"    | {line}" for line in story), sep="\n")
     counts = Counter(result.status for result in results)
     ran = sum(counts[status] for status in (PASSED, FAILED, ERROR))
     failed = counts[FAILED] + counts[ERROR]

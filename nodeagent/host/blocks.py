@@ -79,6 +79,9 @@ def mark_block(memory: Memory, ctx: AllocContext, first: int, nr_pages: int, fla
     if ctx.uninvited >> nid & 1:
         frames.flags[span] |= np.uint16(PG_UNINVITED)
         memory.vmstat.add("pgleak", nr_pages)
+    if memory.story is not None:
+        for pfn in range(first, first + nr_pages):
+            memory.story.allocated(ctx, pfn)
 
 
 def free_block(memory: Memory, first: int, nr_pages: int) -> None:

@@ -215,9 +215,10 @@ class Hotplug:
         residents = pfns[flags & PG_ALLOCATED != 0]
         if len(residents):
             if not memory.resolver.allows(Service.HOTUNPLUG, nid):
-                return -errno.EBUSY
-            if np.any(memory.frames.flags[residents] & PG_LRU == 0):
-                return -errno.EBUSY  # unmovable: kernel pages, pinned ones
+                return self._stuck(residents, "the design does not let hotplug move residents out")
+            unmovable = residents[memory.frames.flags[residents] & PG_LRU == 0]
+            if len(unmovable):
+                return self._stuck(unmovable, "unmovable: a kernel page, or pinned")
             error = self._move_out(node, residents)
             if error:
                 return error
@@ -226,6 +227,12 @@ class Hotplug:
         node.managed_pages -= part.nr_pages
         part.online = False
         return 0
+
+    def _stuck(self, pfns: np.ndarray, why: str) -> int:
+        if self.memory.story is not None:
+            for pfn in pfns.tolist():
+                self.memory.story.stayed(pfn, f"offline is -EBUSY: {why}")
+        return -errno.EBUSY
 
     def _move_out(self, node: Node, pfns: np.ndarray) -> int:
         """`do_migrate_range`: to any other node with memory of the ordinary list, nearest first."""

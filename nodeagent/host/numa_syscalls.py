@@ -20,7 +20,7 @@ import numpy as np
 from privmem.nodeagent.host import huge_split, thp_migrate
 from privmem.nodeagent.host.fault import handle_fault
 from privmem.nodeagent.host.filemap import vma_policy, vma_request
-from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_PRESENT
+from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_SWAP, PTE_ZERO
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import move_to_frames
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
@@ -108,6 +108,8 @@ def _node_at(memory: Memory, task: Task, vpn: int) -> int:
         entry = int(memory.page_table.pte[vma.slot_of(vpn)])
         if entry & PTE_PRESENT:
             return memory.frames.nid_of(entry >> PTE_PFN_SHIFT)
+        if entry == PTE_ZERO:  # part of the kernel's image
+            return nodemask.first(memory.topology.public)
         took = handle_fault(memory, task, vpn, is_write=False)
         if took < 0:
             return took
@@ -178,8 +180,12 @@ def _queue_pages(
             if not flags & _MF_MOVES:
                 return -errno.EIO, queued
             if not (flags & MPOL_MF_MOVE_ALL or memory.mapped_once(pfn)):
+                if memory.story is not None:
+                    memory.story.stayed(pfn, "mapped more than once, and MPOL_MF_MOVE_ALL was not asked for")
                 continue
             if pfn in seen or not _may_isolate(memory, task, pfn):
+                if memory.story is not None and pfn not in seen:
+                    memory.story.stayed(pfn, _why_not(memory, task, pfn))
                 stuck += 1
                 continue
             seen[pfn] = at
@@ -200,6 +206,13 @@ def _pages_on(memory: Memory, part: Vma, nodes: int) -> Queued:
 def _may_isolate(memory: Memory, task: Task, pfn: int) -> bool:
     """`isolate_lru_page`, and the right to move a page off a private node."""
     return bool(memory.frames.flags[pfn] & PG_LRU) and _may_look(memory, task, pfn)
+
+
+def _why_not(memory: Memory, task: Task, pfn: int) -> str:
+    """Why a page is not isolated, for its story."""
+    if not _may_look(memory, task, pfn):
+        return f"{task.resolver.design.name}: user calls may not handle pages of this private node"
+    return "on no LRU list (pinned, held, or in use by the kernel)"
 
 
 def _may_look(memory: Memory, task: Task, pfn: int) -> bool:
@@ -405,17 +418,31 @@ def query_range(memory: Memory, task: Task, start: int, nr_pages: int) -> list[i
     hidden = [nid for nid in nodemask.nodes(task.resolver.topology.private) if not _may_look_at(task, nid)]
     for part in task.mm.in_range(start, start + nr_pages):
         entries = memory.page_table.pte[part.slot : part.slot + part.nr_pages]
-        pfns = (entries >> np.uint32(PTE_PFN_SHIFT)).astype(np.int64)
+        present = entries & np.uint32(PTE_PRESENT) != 0
+        pfns = np.where(present, entries >> np.uint32(PTE_PFN_SHIFT), 0).astype(np.int64)
         nids = memory.frames.node_of_section[pfns >> SECTION_SHIFT]
         nids = np.where(np.isin(nids, hidden), -errno.ENOENT, nids)
-        absent = _absent(task, part)
-        found = np.where(entries & np.uint32(PTE_PRESENT) != 0, nids, absent)
+        absent = np.where(entries & np.uint32(PTE_SWAP) != 0, -errno.ENOENT, _absent(task, part))
+        found = np.where(present, nids, absent)
+        found[_without_rights(task, part, entries)] = -errno.ENOENT
         answers[part.start - start : part.end - start] = found
     return [int(answer) for answer in answers]
 
 
 def _may_look_at(task: Task, nid: int) -> bool:
     return task.resolver.design.allows(Service.USER_MOVE, task.resolver.topology.node(nid))
+
+
+def _without_rights(task: Task, vma: Vma, entries: np.ndarray) -> np.ndarray:
+    """Entries at which there is something without the right to access it, which 6.1 does not look into
+    (`gup_can_follow_protnone`): of PROT_NONE mappings, and those that NUMA balancing has taken.
+    """
+    if task.resolver.linux.follows_protnone:
+        return np.zeros(len(entries), dtype=bool)
+    present = (entries & np.uint32(PTE_PRESENT)) != 0
+    if vma.accessible:
+        return present & ((entries & np.uint32(PTE_PROTNONE)) != 0)
+    return present | (entries == PTE_ZERO)
 
 
 def _absent(task: Task, vma: Vma) -> int:
@@ -436,8 +463,10 @@ def _status(memory: Memory, task: Task, vpn: int) -> tuple[int, int]:
     if vma is None:
         return -errno.EFAULT, -1
     entry = int(memory.page_table.pte[vma.slot_of(vpn)])
+    if _without_rights(task, vma, np.array([entry]))[0]:
+        return -errno.ENOENT, -1
     if not entry & PTE_PRESENT:
-        return _absent(task, vma), -1
+        return -errno.ENOENT if entry & PTE_SWAP else _absent(task, vma), -1
     pfn = entry >> PTE_PFN_SHIFT
     if not _may_look(memory, task, pfn):
         return -errno.ENOENT, pfn
@@ -467,13 +496,19 @@ def move_pages(
         if answer >= 0 and answer != nid:
             if not (flags & MPOL_MF_MOVE_ALL or memory.mapped_once(pfn)):
                 answer = -errno.EACCES
+                if memory.story is not None:
+                    memory.story.stayed(pfn, "EACCES: mapped more than once, and not MPOL_MF_MOVE_ALL")
             elif pfn in seen or not np.all(memory.frames.flags[thp_migrate.page_of(memory, pfn)] & PG_LRU):
                 answer = -errno.EBUSY
+                if memory.story is not None and pfn not in seen:
+                    memory.story.stayed(pfn, f"EBUSY: {_why_not(memory, task, pfn)}")
             else:
                 for part in thp_migrate.page_of(memory, pfn):
                     seen[part] = position
                     queued.append((position, part, nid))
                 continue
+        if memory.story is not None and answer == -errno.ENOENT and pfn >= 0:
+            memory.story.stayed(pfn, f"ENOENT: {_why_not(memory, task, pfn)}")
         status[position] = answer
     contexts = [_to_node(task, nid, task.mems_allowed) for _, _, nid in queued]
     failed = _migrate(memory, [pfn for _, pfn, _ in queued], contexts)

@@ -154,6 +154,8 @@ def free_page(memory: Memory, pfn: int) -> None:
 def free_unused_page(memory: Memory, pfn: int) -> None:
     """Give back a frame that nothing was put into: a storing device never heard of it."""
     memory.frames.flags[pfn] = 0
+    if memory.story is not None:
+        memory.story.freed(pfn)
     memory.nodes[memory.frames.nid_of(pfn)].buddy.free(pfn)
     memory.vmstat.add("pgfree")
 

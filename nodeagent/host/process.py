@@ -10,17 +10,16 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb_map, khugepaged, numa_syscalls, pins, policy_calls, syscalls, thp
+from privmem.nodeagent.host import hugetlb_map, madvise, numa_syscalls, pins, policy_calls, syscalls, thp
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
-from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.pagecache import MemObject
+from privmem.nodeagent.host.refusals import move_refusal, policy_refusal
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
@@ -28,11 +27,7 @@ from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
 if TYPE_CHECKING:
     from privmem.nodeagent.host.kernel import Kernel
 
-MADV_DONTNEED = 4
 MADV_MERGEABLE = 12
-MADV_HUGEPAGE = 14
-MADV_NOHUGEPAGE = 15
-MADV_COLLAPSE = 25
 
 #: Where the kernel puts mappings that name no address.
 _MMAP_BASE = 0x7000_0000_0000
@@ -90,20 +85,11 @@ class Process:
 
     def madvise(self, addr: int, length: int, advice: int) -> None:
         """madvise(2)."""
-        calls: dict[int, Callable[..., int]] = {
-            MADV_DONTNEED: syscalls.madvise_dontneed,
-            MADV_HUGEPAGE: partial(thp.madvise, huge=True),
-            MADV_NOHUGEPAGE: partial(thp.madvise, huge=False),
-            MADV_COLLAPSE: khugepaged.madvise_collapse,
-            MADV_MERGEABLE: self._mergeable,
-        }
-        if advice not in calls:
-            raise OSError(errno.EINVAL, "EINVAL")
-        self._check(calls[advice](self.kernel.memory, self.task, _page_of(addr), _pages_in(length)))
-
-    def _mergeable(self, _memory: Memory, task: Task, start: int, nr_pages: int) -> int:
-        self.kernel.mergeable.append((task.mm.mm_id, start, start + nr_pages))
-        return 0
+        start, nr_pages = _page_of(addr), _pages_in(length)
+        if advice == MADV_MERGEABLE:
+            self.kernel.mergeable.append((self.task.mm.mm_id, start, start + nr_pages))
+        else:
+            self._check(madvise.madvise(self.kernel.memory, self.task, start, nr_pages, advice))
 
     def mmap_hugetlb(self, length: int, shared: bool = False, noreserve: bool = False, addr: int = 0) -> int:
         """mmap(2) with MAP_ANONYMOUS | MAP_HUGETLB, of 2 MiB pages of the pool. Returns the address."""
@@ -176,13 +162,17 @@ class Process:
 
     def set_mempolicy(self, mode: int, nodes: Iterable[int] = ()) -> None:
         """set_mempolicy(2); `mode` with its flags."""
-        self._check(numa_syscalls.set_mempolicy(self.task, mode, nodemask.of(nodes)))
+        mask = nodemask.of(nodes)
+        error = numa_syscalls.set_mempolicy(self.task, mode, mask)
+        self._check(error, lambda: policy_refusal(self.task, mode, mask))
 
     def mbind(self, addr: int, length: int, mode: int, nodes: Iterable[int] = (), flags: int = 0) -> None:
         """mbind(2)."""
         start, nr = _page_of(addr), _pages_in(length)
         memory = self.kernel.memory
-        self._check(numa_syscalls.mbind(memory, self.task, start, nr, mode, nodemask.of(nodes), flags))
+        mask = nodemask.of(nodes)
+        error = numa_syscalls.mbind(memory, self.task, start, nr, mode, mask, flags)
+        self._check(error, lambda: policy_refusal(self.task, mode, mask), (start, nr))
 
     def set_mempolicy_home_node(self, addr: int, length: int, node: int, flags: int = 0) -> None:
         """set_mempolicy_home_node(2)."""
@@ -205,7 +195,7 @@ class Process:
         if nodes is None:
             return numa_syscalls.query_pages(self.kernel.memory, self.task, vpns)
         error, status = numa_syscalls.move_pages(self.kernel.memory, self.task, vpns, list(nodes), flags)
-        self._check(min(error, 0))
+        self._check(min(error, 0), lambda: move_refusal(self.task, nodes))
         return status
 
     def migrate_pages(self, old: Iterable[int], new: Iterable[int]) -> int:
@@ -265,10 +255,20 @@ class Process:
         if self.exited:
             raise OSError(errno.ESRCH, "the process has ended")
 
-    def _check(self, result: int) -> int:
+    def _check(
+        self, result: int, why: Callable[[], str] | None = None, pages: tuple[int, int] | None = None
+    ) -> int:
+        """The result of a call, or OSError; `why` tells the story of the pages (start, number), or of all."""
         self._alive()
         if result < 0:
-            raise OSError(-result, errno.errorcode.get(-result, ""))
+            name = errno.errorcode.get(-result, "")
+            story = self.kernel.memory.story
+            if story is not None and why is not None:
+                start, nr_pages = pages or (0, 1 << 52)
+                story.failed(
+                    (self.task.mm.mm_id, start, start + nr_pages), f"{name}: {why()}".removesuffix(": ")
+                )
+            raise OSError(-result, name)
         return result
 
 

@@ -1,38 +1,86 @@
 """The story of pages: what was asked for, what was granted or refused and by which rule, and where pages moved.
 
 A `Story` hangs on `Memory.story`; None, the default, costs one comparison an event. Events are kept by frame, and
-a page is followed from frame to frame over its moves. `lines_of` tells the story of one page in words.
+a page is followed from frame to frame over its moves (`of_page`, `of_frame`). Whoever drives the kernel says in
+`cause` who is acting. Bounded: the oldest half goes when there are too many events.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from privmem.nodeagent.host.layout import PG_UNINVITED
+from privmem.nodeagent.host.layout import PG_UNINVITED, PTE_PRESENT, PTE_PROTNONE, PTE_ZERO
 from privmem.scheduler import nodemask
-from privmem.scheduler.abi import Reason
+from privmem.scheduler.abi import Mpol, Reason
+from privmem.scheduler.mempolicy import Mempolicy, shown_nodes
 from privmem.scheduler.zonelist import AllocRequest
 
 if TYPE_CHECKING:
     from privmem.nodeagent.host.memory import Memory
+    from privmem.nodeagent.host.mm import Vma
     from privmem.nodeagent.host.page_alloc import AllocContext
+    from privmem.nodeagent.host.pagecache import MemObject
+    from privmem.nodeagent.host.task import Task
+    from privmem.scheduler.topology import HostTopology
 
-#: Events that a story keeps; the oldest go first.
+#: Events that a story keeps.
 EVENTS_MAX = 200_000
+
+#: Pages of an address space (its id), or of a file or shared memory (its id, negative): first, one past the last.
+Place = tuple[int, int, int]
+
+# What happens to a page.
+REFUSED, ALLOCATED, CACHED, MAPPED = "refused", "allocated", "cached", "mapped"
+MOVED, STAYED, UNMAPPED, DROPPED, FREED = "moved", "stayed", "unmapped", "dropped", "freed"
+#: A system call or command about a range of pages.
+CALLED = "called"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a frame; `page` is (address space, virtual page) where it is known."""
+    """Something that happened to a frame, or to what is asked for or mapped at a place."""
 
     number: int
+    time_ns: int
     what: str
+    #: The frame, and the one that the page came from with a move; -1 for none.
     pfn: int
-    #: Frame that the page came from, with a move.
     old_pfn: int = -1
-    page: tuple[int, int] | None = None
+    place: Place | None = None
+    #: Who was acting.
+    cause: str = ""
     text: str = ""
+
+    def plain(self) -> list[Any]:
+        """As a row of plain values; `from_plain` is the inverse."""
+        place = None if self.place is None else list(self.place)
+        return [
+            self.number, self.time_ns, self.what, self.pfn, self.old_pfn, place, self.cause, self.text,
+        ]  # fmt: skip
+
+    @staticmethod
+    def from_plain(row: list[Any]) -> Event:
+        """From `plain`'s row."""
+        number, time_ns, what, pfn, old_pfn, place, cause, text = row
+        return Event(
+            number, time_ns, what, pfn, old_pfn, None if place is None else tuple(place), cause, text
+        )
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.cause + ': ' if self.cause else ''}{self.text}"
+
+
+@dataclass(slots=True)
+class _Fault:
+    """The fault that is being handled."""
+
+    place: Place
+    number: int
+    text: str
+    #: The policy that the mapping has of its own, in words; empty for none.
+    bound: str
 
 
 @dataclass(slots=True)
@@ -41,79 +89,220 @@ class Story:
 
     memory: Memory
     events: list[Event] = field(default_factory=list)
-    #: Who is acting, in the words of whoever drives the kernel.
+    events_max: int = EVENTS_MAX
+    #: Who is acting, in the words of whoever drives the kernel; and what part of the kernel acts on its behalf.
     cause: str = ""
+    part: str = ""
+    #: Events so far, those that were dropped included.
     number: int = 0
+    _fault: _Fault | None = None
+    _rules: dict[AllocRequest, str] = field(default_factory=dict)
+    _rules_of: HostTopology | None = None
 
-    # -- hooks
+    # -- hooks of the allocator
 
     def allocated(self, ctx: AllocContext, pfn: int) -> None:
         """`alloc_page` gave a frame."""
         nid = self.memory.frames.nid_of(pfn)
         passed = ctx.zones[: ctx.zones.index(nid)] if nid in ctx.zones else ()
-        full = f"; {_names(passed)} short of free pages" if passed else ""
-        leak = "; UNINVITED" if self.memory.frames.flags[pfn] & PG_UNINVITED else ""
-        self._add("allocated", pfn, text=f"{self._request(ctx)} -> node {nid}{full}{leak}")
+        full = f"; {self._shortage(passed)}" if passed else ""
+        self._add(ALLOCATED, pfn, text=f"{self._request(ctx)} -> {self._level(nid)}{full}{self._leak(pfn)}")
+
+    def placed(self, request: AllocRequest, pfns: Iterable[int]) -> None:
+        """Frames were taken for a move to a node that was chosen before."""
+        for pfn in pfns:
+            nid = self.memory.frames.nid_of(pfn)
+            text = f"{describe(request)}; {self._rule(request)} -> node {nid}{self._leak(pfn)}"
+            self._add(ALLOCATED, pfn, text=text)
 
     def refused(self, ctx: AllocContext) -> None:
         """`alloc_page` found nothing."""
-        tried = _names(ctx.zones) if ctx.zones else "no node"
-        self._add("refused", -1, text=f"{self._request(ctx)}: {tried} could give a page")
+        why = self._shortage(ctx.zones) if ctx.zones else "it reaches no node"
+        self._add(REFUSED, -1, text=f"{self._request(ctx)}: {why}")
+
+    def freed(self, pfn: int) -> None:
+        """The frame is free again."""
+        self._add(FREED, pfn, text=f"on node {self.memory.frames.nid_of(pfn)}")
+
+    # -- hooks of faults and mappings
+
+    def fault(self, task: Task, vma: Vma, vpn: int, is_write: bool) -> None:
+        """`handle_mm_fault` begins."""
+        from privmem.nodeagent.host.filemap import vma_policy  # filemap needs this module by way of Memory
+
+        entry = int(self.memory.page_table.pte[vma.slot_of(vpn)])
+        state = "is not mapped"
+        if entry == PTE_ZERO:
+            state = "is the zero page"
+        elif entry & PTE_PRESENT:
+            state = "is mapped without access (NUMA balancing)" if entry & PTE_PROTNONE else "is read-only"
+        access = "a write" if is_write else "a read"
+        policy = vma_policy(self.memory, vma, vpn)
+        place = (task.mm.mm_id, vpn, vpn + 1)
+        text = f"{access} by process {task.pid} of a page that {state}"
+        self._fault = _Fault(place, self.number, text, "" if policy is None else policy_words(policy))
+
+    def fault_over(self, task: Task, took: int) -> None:
+        """It is over; an errno means a signal, or memory that could not be had."""
+        if took < 0 and self._fault is not None:
+            self._add(REFUSED, -1, place=self._fault.place, text=f"{self._fault.text}: errno {-took}")
+        self._fault = None
+
+    def mapped(self, slot: int, pfn: int) -> None:
+        """A page-table entry names the frame."""
+        mm_id, vpn = self._address(slot)
+        where = f"on node {self.memory.frames.nid_of(pfn)}"
+        self._add(MAPPED, pfn, place=(mm_id, vpn, vpn + 1), text=self._how(mm_id, vpn, pfn, where))
+
+    def unmapped(self, slot: int, pfn: int) -> None:
+        """A page-table entry names the frame no more."""
+        mm_id, vpn = self._address(slot)
+        self._add(UNMAPPED, pfn, place=(mm_id, vpn, vpn + 1), text=f"by process {mm_id}")
+
+    def _address(self, slot: int) -> tuple[int, int]:
+        region = self.memory.page_table.find(slot)
+        return region.mm_id, region.vpn + slot - region.start
+
+    def _how(self, mm_id: int, vpn: int, pfn: int, where: str) -> str:
+        """What kind of fault mapped the page, if one did."""
+        fault = self._fault
+        name = self._name(pfn)
+        if fault is None:
+            return f"{name or 'the page'} {where}, for process {mm_id} too"
+        if fault.place[:2] != (mm_id, vpn):
+            return f"{name} {where}, in the cache, along with its neighbour (fault-around)"
+        fresh = self._fresh(pfn, fault.number)
+        if not name:
+            return f"{fault.text}: {'a page of its own' if fresh else 'the page that is there'}, {where}"
+        if fresh:
+            return f"{fault.text}: {name}, brought for it, {where}"
+        found = (
+            f"soft fault, {fault.text}: {name} was in the cache already, and is mapped where it is, {where}"
+        )
+        return f"{found}; the mapping's policy ({fault.bound}) places no page" if fault.bound else found
+
+    def _fresh(self, pfn: int, since: int) -> bool:
+        """Whether the frame was allocated since then."""
+        for event in reversed(self.events):
+            if event.number <= since:
+                return False
+            if event.pfn == pfn and event.what == ALLOCATED:
+                return True
+        return False
+
+    def _name(self, pfn: int) -> str:
+        """`page 3 of myfile`; empty for an anonymous page."""
+        frames = self.memory.frames
+        if not self.memory.is_object_page(pfn):
+            return ""
+        holder = self.memory.page_cache.of(int(frames.object_id[pfn]))
+        return f"page {int(frames.object_index[pfn])} of {holder.name}"
+
+    # -- hooks of the page cache
+
+    def cached(self, holder: MemObject, index: int, pfn: int, by_mapping: bool) -> None:
+        """A page of a file or of shared memory was filled."""
+        whose = "the mapping's" if by_mapping else "the task's"
+        bound = self._fault.bound if self._fault is not None else ""
+        text = f"page {index} of {holder.name}, placed by {whose} policy"
+        if bound and not by_mapping:
+            text += f", not by the mapping's ({bound})"
+        self._add(CACHED, pfn, place=(-holder.object_id, index, index + 1), text=text)
+
+    def dropped(self, holder: MemObject, index: int, pfn: int) -> None:
+        """A page left the cache."""
+        place = (-holder.object_id, index, index + 1)
+        self._add(DROPPED, pfn, place=place, text=f"page {index} of {holder.name} leaves the cache")
+
+    # -- hooks of moves
 
     def moved(self, old: int, new: int, reason: Reason) -> None:
         """A page is in another frame."""
         nid_of = self.memory.frames.nid_of
-        self._add(
-            "moved", new, old, text=f"from node {nid_of(old)} to node {nid_of(new)}: {_REASONS[reason]}"
-        )
+        text = f"from node {nid_of(old)} to node {nid_of(new)}: {_REASONS[reason]}"
+        self._add(MOVED, new, old, text=text)
 
-    def mapped(self, slot: int, pfn: int) -> None:
-        """A page-table entry names the frame."""
-        region = self.memory.page_table.find(slot)
-        page = (region.mm_id, region.vpn + slot - region.start)
-        others = int(self.memory.frames.rmap[pfn]) != 0 or self.memory.is_object_page(pfn)
-        nid = self.memory.frames.nid_of(pfn)
-        how = "the page was there already, it is mapped where it is" if others else "a page of its own"
-        self._add(
-            "mapped",
-            pfn,
-            page=page,
-            text=f"by process {region.mm_id} on node {nid}: {how}",
-        )
+    def stayed(self, pfn: int, why: str) -> None:
+        """A page that somebody wanted to move or take stays where it is."""
+        self._add(STAYED, pfn, text=f"on node {self.memory.frames.nid_of(pfn)}: {why}")
 
-    def freed(self, pfn: int) -> None:
-        """The frame is free again."""
-        self._add("freed", pfn, text=f"on node {self.memory.frames.nid_of(pfn)}")
+    # -- what those who drive the kernel say
 
-    def failed(self, text: str) -> None:
+    def called(self, place: Place | None, text: str) -> None:
+        """A call about a range of pages went well."""
+        self._add(CALLED, -1, place=place, text=text)
+
+    def failed(self, place: Place | None, text: str) -> None:
         """A call was refused."""
-        self._add("refused", -1, text=text)
+        self._add(REFUSED, -1, place=place, text=text)
+
+    # -- inside
 
     def _add(
-        self, what: str, pfn: int, old_pfn: int = -1, page: tuple[int, int] | None = None, text: str = ""
+        self, what: str, pfn: int, old_pfn: int = -1, place: Place | None = None, text: str = ""
     ) -> None:
         self.number += 1
-        said = f"{self.cause}: {text}" if self.cause else text
-        self.events.append(Event(self.number, what, pfn, old_pfn, page, said))
-        if len(self.events) > EVENTS_MAX:
-            del self.events[: EVENTS_MAX // 2]
+        if place is None and self._fault is not None and what in (ALLOCATED, REFUSED):
+            place = self._fault.place
+        cause = f"{self.cause}, {self.part}" if self.part and self.cause else self.part or self.cause
+        self.events.append(Event(self.number, self.memory.now_ns, what, pfn, old_pfn, place, cause, text))
+        if len(self.events) > self.events_max:
+            del self.events[: self.events_max // 2]
 
     def _request(self, ctx: AllocContext) -> str:
         """The request in words, with the design's rule."""
         request = ctx.request
         if request is None:
-            return f"{_REASONS[ctx.reason]}, nodes {_names(ctx.zones)}"
-        return f"{describe(request)}; {self.memory.resolver.design.rule(self.memory.topology, request)}"
+            return f"{_REASONS[ctx.reason]}, {node_words(ctx.zones)}"
+        return f"{describe(request)}; {self._rule(request)}"
+
+    def _rule(self, request: AllocRequest) -> str:
+        """The design's sentence for a request, under the lists that are in force."""
+        topology = self.memory.topology
+        if topology is not self._rules_of:
+            self._rules, self._rules_of = {}, topology
+        if request not in self._rules:
+            self._rules[request] = self.memory.resolver.design.rule(topology, request)
+        return self._rules[request]
+
+    def _level(self, nid: int) -> str:
+        node = self.memory.nodes[nid]
+        free = node.free_pages
+        marks = (
+            ("high", node.wmark.high_pages),
+            ("low", node.wmark.low_pages),
+            ("min", node.wmark.min_pages),
+        )
+        above = next(
+            (f"above its {name} watermark {mark}" for name, mark in marks if free >= mark), "below min"
+        )
+        return f"node {nid} ({free} pages left, {above})"
+
+    def _shortage(self, nids: tuple[int, ...]) -> str:
+        parts = []
+        for nid in nids:
+            node = self.memory.nodes[nid]
+            parts.append(f"node {nid} has {node.free_pages} free, low watermark {node.wmark.low_pages}")
+        return ", ".join(parts)
+
+    def _leak(self, pfn: int) -> str:
+        return (
+            "; UNINVITED: nobody asked for this node" if self.memory.frames.flags[pfn] & PG_UNINVITED else ""
+        )
 
     # -- telling
 
-    def of_page(self, mm_id: int, vpn: int) -> list[Event]:
-        """Events of the page at an address: from the frame that is or was mapped there, followed backwards to its
-        allocation and forwards to its end.
+    def of_page(self, space: int, page: int) -> list[Event]:
+        """Events of the page at an address, or of a page of an object (its negative id): requests and calls about
+        it, and the life of every frame that was ever there.
         """
         chosen: dict[int, Event] = {}
         for at, event in enumerate(self.events):
-            if event.page == (mm_id, vpn):
+            place = event.place
+            if place is None or place[0] != space or not place[1] <= page < place[2]:
+                continue
+            chosen[event.number] = event
+            if event.pfn >= 0:
                 chosen.update({e.number: e for e in self._life(at, event.pfn)})
         return [chosen[number] for number in sorted(chosen)]
 
@@ -122,29 +311,39 @@ class Story:
         return self._life(len(self.events), pfn)
 
     def _life(self, at: int, pfn: int) -> list[Event]:
-        """The life of the page that is in `pfn` at an event: back to its allocation, on to its freeing."""
+        """The life of the page that is in `pfn` at an event: back to its first allocation, on to its freeing."""
         found: list[Event] = []
-        frame = pfn
+        frame, wanted = pfn, -1
         for event in reversed(self.events[:at]):
-            if event.pfn == frame and event.what == "freed":
+            if event.pfn == wanted and event.what == ALLOCATED:
+                found.append(event)  # the request for the frame that it moved to
+                wanted = -1
+            if event.pfn != frame:
+                continue
+            if event.what == FREED:
                 break
-            if event.pfn == frame:
-                found.append(event)
-                if event.what == "allocated":
-                    moved = next((e for e in found if e.what == "moved" and e.pfn == frame), None)
-                    if moved is None:
-                        break
-                if event.what == "moved":
-                    frame = event.old_pfn
-        frame = pfn
+            found.append(event)
+            if event.what == ALLOCATED:
+                break
+            if event.what == MOVED:
+                frame, wanted = event.old_pfn, frame
         found.reverse()
+        return found + self._rest_of_life(at, pfn)
+
+    def _rest_of_life(self, at: int, frame: int) -> list[Event]:
+        found: list[Event] = []
+        asked: dict[int, Event] = {}
         for event in self.events[at:]:
-            if event.what == "moved" and event.old_pfn == frame:
+            if event.what == ALLOCATED and event.pfn != frame:
+                asked[event.pfn] = event
+            elif event.what == MOVED and event.old_pfn == frame:
                 frame = event.pfn
+                if frame in asked:
+                    found.append(asked[frame])
                 found.append(event)
             elif event.pfn == frame:
                 found.append(event)
-                if event.what == "freed":
+                if event.what == FREED:
                     break
         return found
 
@@ -153,7 +352,7 @@ def describe(request: AllocRequest) -> str:
     """A request in words."""
     parts = [f"{_REASONS[request.reason]} near node {request.nid}"]
     if request.nodemask is not None:
-        parts.append(f"only of nodes {nodemask.format_list(request.nodemask)}")
+        parts.append(f"only of {node_words(tuple(nodemask.nodes(request.nodemask)))}")
     if request.this_node:
         parts.append("with THISNODE")
     if request.private:
@@ -161,6 +360,20 @@ def describe(request: AllocRequest) -> str:
     if not request.movable:
         parts.append("not movable")
     return ", ".join(parts)
+
+
+def policy_words(policy: Mempolicy) -> str:
+    """`bind to node 2`."""
+    word = Mpol(policy.mode).name.lower()
+    nodes = shown_nodes(policy)
+    return f"{word} {node_words(tuple(nodemask.nodes(nodes)))}" if nodes else word
+
+
+def node_words(nids: tuple[int, ...]) -> str:
+    """`node 2`, `nodes 0 1`."""
+    if not nids:
+        return "no node"
+    return f"node{'s' if len(nids) > 1 else ''} {' '.join(map(str, nids))}"
 
 
 _REASONS: dict[Reason, str] = {
@@ -182,7 +395,3 @@ _REASONS: dict[Reason, str] = {
     Reason.KSM: "merging equal pages",
     Reason.NETWORK: "a message buffer",
 }
-
-
-def _names(nids: tuple[int, ...]) -> str:
-    return "node " + ",".join(map(str, nids)) if len(nids) == 1 else "nodes " + ",".join(map(str, nids))
