@@ -49,6 +49,8 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
     entry = int(memory.page_table.pte[slot])
     if entry == PTE_ZERO and not is_write:
         return 0
+    if memory.story is not None:
+        memory.story.fault(task, vma, vpn, is_write)
     if not entry & PTE_PRESENT:
         took = _not_present(memory, task, vma, vpn, is_write)
     elif entry & PTE_PROTNONE:
@@ -61,6 +63,8 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
         memory.vmstat.add("pgfault")
         task.min_flt += int(task.maj_flt == hard_before)
         took += memory.take_charge()
+    if memory.story is not None:
+        memory.story.fault_over(task, took)
     return took
 
 
@@ -125,6 +129,8 @@ def remove_mapping(memory: Memory, slot: int) -> int:
     table, rmap = memory.page_table, memory.frames.rmap
     entry = int(table.pte[slot])
     pfn = entry >> PTE_PFN_SHIFT
+    if memory.story is not None:
+        memory.story.unmapped(slot, pfn)
     if entry & PTE_DIRTY:
         memory.frames.flags[pfn] |= np.uint16(PG_DIRTY)
     at = int(rmap[pfn])

@@ -140,11 +140,12 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int, vma: Vma | N
     """`filemap_add_folio`, `shmem_alloc_and_acct_folio`: bring page `index` into the cache, for a fault in
     `vma` or for nobody's. Its frame, or -ENOMEM.
     """
+    by_mapping = holder.kind == FILE and vma is not None and places_by_mapping(memory, vma)
     if holder.kind == DEVICE:
         context = owner_context(memory, holder.nid)
     elif holder.kind == SHMEM:
         context = _shmem_context(task, holder, index)
-    elif vma is not None and places_by_mapping(memory, vma):
+    elif by_mapping and vma is not None:
         vpn = vma.start + index - vma.index
         request, interleave = vma_request(memory, task, vma, vpn)
         context = task.context_of(replace(request, reason=Reason.PAGECACHE), interleave)
@@ -157,6 +158,8 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int, vma: Vma | N
     memory.frames.object_id[pfn] = holder.object_id
     memory.frames.object_index[pfn] = index
     holder.pages[index] = pfn
+    if memory.story is not None:
+        memory.story.cached(holder, index, pfn, by_mapping)
     memory.lru_add(pfn)
     node = memory.nodes[memory.frames.nid_of(pfn)]
     if node.spec.stores:
@@ -334,6 +337,8 @@ def release(memory: Memory, holder: MemObject, index: int) -> None:
     """Take an unmapped page out of the cache and free it (`filemap_remove_folio`)."""
     pfn = holder.pages.pop(index)
     holder.ahead.pop(index, None)
+    if memory.story is not None:
+        memory.story.dropped(holder, index, pfn)
     memory.lru_del(pfn)
     free_page(memory, pfn)
 

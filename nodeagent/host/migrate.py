@@ -58,6 +58,8 @@ def migrate_isolated(
     if target.private and not memory.resolver.design.invited(request, memory.topology.node(target.nid)):
         memory.frames.flags[new] |= np.uint16(PG_UNINVITED)
         memory.vmstat.add("pgleak", len(new))
+    if memory.story is not None:
+        memory.story.placed(request, new.tolist())
     move_to_frames(memory, pfns, new, reason)
     return new
 

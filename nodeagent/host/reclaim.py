@@ -95,6 +95,8 @@ def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
     targets = _targets_with_room(memory, node)
     if not targets:
         return 0, 0, 0
+    if memory.story is not None:
+        memory.story.part = f"{who} reclaim of node {node.nid}"
     base = node.nid * NR_LRU_LISTS
     lru, rmap = memory.lru_arrays(), memory.rmap_arrays()
     looked = 0
@@ -108,6 +110,8 @@ def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
     memory.vmstat.add(f"pgscan_{who}", scanned)
     memory.vmstat.add("pgactivate", activated)
     moved, cost = _demote(memory, node, victims[:nr], targets)
+    if memory.story is not None:
+        memory.story.part = ""
     memory.vmstat.add(f"pgsteal_{who}", moved)
     memory.vmstat.add(f"pgdemote_{who}", moved)
     return moved, looked + scanned, (looked + scanned) * SCAN_NS + cost
