@@ -48,6 +48,7 @@ class Files:
             (r"/sys/fs/cgroup/(?:(\w+)/)?cpuset\.mems\.effective", self._effective, None),
             (r"/sys/fs/cgroup/(\w+)/cpuset\.memory_migrate", self._migrate, self._set_migrate),
             ("/sys/kernel/debug/lru_gen", self._lru_gen, None),
+            ("/sys/kernel/debug/node/mem_features", self._mem_features, None),
         ):
             self.add(pattern, reader, writer)
 
@@ -154,6 +155,13 @@ class Files:
     def _lru_gen(self) -> str:
         """Every node with memory has a line in each memcg's part."""
         return "\n".join(f" node {nid:5d}" for nid in nodemask.nodes(self.kernel.memory.topology.memory))
+
+    def _mem_features(self) -> str | int:
+        """The mask of each node, in the versions of the series that have the file."""
+        if self.kernel.design.label not in ("caps-c", "F0", "F1"):
+            return -errno.ENOENT
+        nodes = self.kernel.memory.topology.nodes
+        return "\n".join(f"{node.nid} {int(node.features):#x}" for node in nodes if node.span_pages)
 
     # -- cgroups
 

@@ -225,10 +225,16 @@ class Caps:
         return self.variant.rules.allows(service, node)
 
     def node_states(self, topology: HostTopology) -> dict[str, int]:
-        """caps-a and -b: N_MEMORY excludes private nodes; caps-c: it has all, N_MEMORY_FALLBACK the others."""
+        """caps-a and -b: N_MEMORY excludes private nodes; caps-c: it has all, N_MEMORY_FALLBACK the general ones,
+        N_MEMORY_USER_NUMA those that users may name.
+        """
         if self.variant.exclusive:
             return {"has_memory": topology.public, "has_private_memory": topology.private}
-        return {"has_memory": topology.memory, "has_fallback_memory": topology.public}
+        return {
+            "has_memory": topology.memory,
+            "has_fallback_memory": topology.public,
+            "has_user_memory": topology.with_feature(Feature.USER_NUMA),
+        }
 
 
 VARIANTS = (Caps(_A), Caps(_B), Caps(_C))

@@ -347,3 +347,11 @@ def test_a_bind_may_leave_its_pages_to_numa_balancing():
             host.numa_scan(task)
             task.touch(addr, PAGE)
         assert task.where(addr, PAGE) == [place]
+
+
+def test_masks_are_shown_where_the_version_has_the_file():
+    path = "/sys/kernel/debug/node/mem_features"
+    assert kernel().sysfs.read(path) == "0 0x187\n1 0x187\n2 0x182\n3 0x100"
+    assert kernel("F2").sysfs.read(path) == -errno.ENOENT
+    states = kernel("caps").node_states()
+    assert [states[f"has_{kind}memory"] for kind in ("", "fallback_", "user_")] == [0b1111, 0b0011, 0b0111]
