@@ -1,7 +1,6 @@
 """Versions of Linux whose rules differ where this project follows more than one.
-
-6.1 is the default everywhere. A newer version is chosen by name (`linux: "6.12"`), and turns on what it brought:
-each property below is one rule, and says where it was seen.
+ 6.1 is the default everywhere. A newer version is chosen by name (`linux: "6.12"`), and turns on what it
+brought: each property below is one rule, and says where it was seen.
 """
 
 from __future__ import annotations
@@ -38,16 +37,24 @@ class KernelVersion:
 
     @property
     def folio_mempolicy(self) -> bool:
-        """What came with `alloc_pages_mpol` (Linux 6.7, mm/mempolicy.c): interleaving by offset takes the whole
-        page number, where 6.1 takes its low 32 bits; pages that mbind moves take turns as at a fault, where 6.1
-        forgets the inode number of shared memory; a page that cannot be isolated counts as one that could not move.
+        """What came with `alloc_pages_mpol` (Linux 6.7, mm/mempolicy.c): interleaving by offset takes the
+        whole page number, where 6.1 takes its low 32 bits; pages that mbind moves take turns as at a fault,
+        where 6.1 forgets the inode number of shared memory; a page that cannot be isolated counts as one that
+        could not move.
         """
         return self >= KernelVersion(6, 7)
 
     @property
+    def follows_protnone(self) -> bool:
+        """move_pages looks into pages without the right to access them (PROT_NONE, and those that NUMA
+        balancing has taken), where 6.1 says ENOENT (FOLL_HONOR_NUMA_FAULT: Linux 6.6, mm/gup.c).
+        """
+        return self >= KernelVersion(6, 6)
+
+    @property
     def absent_is_enoent(self) -> bool:
-        """move_pages says ENOENT of a page that is not there in private anonymous memory, where 6.1 says EFAULT
-        (`do_pages_stat_array` since it walks folios: Linux 6.12, mm/migrate.c).
+        """move_pages says ENOENT of a page that is not there in private anonymous memory, where 6.1 says
+        EFAULT (`do_pages_stat_array` since it walks folios: Linux 6.12, mm/migrate.c).
         """
         return self >= KernelVersion(6, 12)
 

@@ -31,15 +31,23 @@ def fence_fault(memory: Memory, slot: int, ctx: AllocContext, own: bool) -> int:
     pte = memory.page_table.pte
     pfn = int(pte[slot]) >> PTE_PFN_SHIFT
     source = memory.nodes[memory.frames.nid_of(pfn)]
+    new = promote(memory, pfn, ctx)
+    if new < 0:
+        return FAULT_NS + FENCE_RETRY_NS
+    target = memory.nodes[memory.frames.nid_of(new)]
+    if own and memory.mapped_once(new):
+        pte[slot] |= np.uint32(PTE_WRITABLE)
+    return FAULT_NS + migrate_cost_ns(source, target)
+
+
+def promote(memory: Memory, pfn: int, ctx: AllocContext) -> int:
+    """Move a page off a fenced node, because it is going to be written: its new frame, or -ENOMEM."""
     new = alloc_page(memory, ctx)
     if new < 0:
         memory.vmstat.add("pgpromote_fence_fail")
-        return FAULT_NS + FENCE_RETRY_NS
-    target = memory.nodes[memory.frames.nid_of(new)]
+        return new
     memory.lru_del(pfn)
     as_array = np.array([pfn, new], dtype=np.int32)
     move_to_frames(memory, as_array[:1], as_array[1:], Reason.PROMOTION)
-    if own and memory.mapped_once(new):
-        pte[slot] |= np.uint32(PTE_WRITABLE)
     memory.vmstat.add("pgpromote_fence")
-    return FAULT_NS + migrate_cost_ns(source, target)
+    return new

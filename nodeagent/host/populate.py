@@ -28,10 +28,10 @@ def mm_populate(memory: Memory, task: Task, start: int, nr_pages: int, ignore_er
 
 def populate_vma(memory: Memory, task: Task, part: Vma) -> int:
     """`populate_vma_page_range` of a VMA, or of a part that `Vma.cut` gave."""
-    if not part.accessible:
-        return -errno.EFAULT
     if part.on_fault:
         return 0
+    if not part.accessible:
+        return -errno.EFAULT
     return fault_in(memory, task, part, part.writable and part.private)
 
 

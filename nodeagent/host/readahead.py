@@ -109,7 +109,8 @@ def _window(holder: MemObject, file: OpenFile, index: int, nr_wanted: int, most:
     """The window to read, into the file's state. False: there is none, the read is one of many small ones."""
     if index and index in (file.start + file.size - file.async_size, file.start + file.size):
         file.start += file.size
-        file.size = file.async_size = _next_size(file.size, most)
+        # Never less than it was, as stable kernels have it (6.1.176 does).
+        file.size = file.async_size = max(file.size, _next_size(file.size, most))
         return True
     if index and at_mark:
         start = _next_miss(holder, index + 1, most)
