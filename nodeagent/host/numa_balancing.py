@@ -20,8 +20,8 @@ from privmem.nodeagent.host.memory import Memory, Node, NumaBalancing
 from privmem.nodeagent.host.migrate import migrate_cost_ns, migrate_isolated, room_pages
 from privmem.nodeagent.host.mm import VMA_OBJECT, Vma
 from privmem.nodeagent.host.pagecache import SHMEM
-from privmem.nodeagent.host.reclaim import wake_kswapd
 from privmem.nodeagent.host.task import Task
+from privmem.nodeagent.host.wake import wake_kswapd
 from privmem.scheduler import mempolicy
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT, PAGE_SIZE, Reason
 from privmem.scheduler.isolation import Service
@@ -125,7 +125,7 @@ def hint_fault(memory: Memory, task: Task, vma: Vma, slot: int, knobs: NumaBalan
     memory.lru_del(pfn)
     one = np.array([pfn], dtype=np.int32)
     migrate_isolated(memory, one, source, target, Reason.PROMOTION, target.nid, task.cpu_nid)
-    memory.vmstat.add("pgpromote_success" if knobs.tiering else "numa_pages_migrated")
+    memory.vmstat.add("numa_pages_migrated" if knobs.mode == BALANCING else "pgpromote_success")
     return HINT_FAULT_NS + migrate_cost_ns(source, target)
 
 

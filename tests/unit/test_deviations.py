@@ -45,12 +45,6 @@ def test_hot_threshold_is_fixed(rack, stream):
     assert r.memory.numa_balancing.hot_threshold_ns == before
 
 
-def test_numa_balancing_mode_1_does_nothing(rack, stream):
-    r = rack([stream(300, [(page, True) for page in range(300)] * 50)], numa_balancing=1)
-    r.run()
-    assert r.vm["numa_pte_updates"] == 0
-
-
 def test_hosts_send_no_literal_bytes(rack, stream):
     r = rack([stream(900, [(page, True) for page in range(900)])])
     r.run()
