@@ -24,9 +24,6 @@ from privmem.scheduler.abi import (
 
 Values = dict[str, Any]
 
-#: Address of the first named mapping at a fixed place.
-_FIXED_BASE = 0x1000_0000_0000
-
 
 def _file(world: World, name: str) -> MemObject:
     found = world.kernel.files.get(name) or world.opened.get(name)
@@ -42,25 +39,6 @@ def _range(world: World, actor: str, ref: RangeRef) -> tuple[int, int]:
 
 def _keep(world: World, actor: str, values: Values, addr: int, length: int) -> None:
     world.mappings[actor, values["result"]] = Mapped(actor, addr, -(-length // PAGE_SIZE) * PAGE_SIZE)
-
-
-def _mmap(world: World, actor: str, values: Values) -> None:
-    shared, addr = "shared" in values, int(values.get("addr", 0))
-    _keep(
-        world,
-        actor,
-        values,
-        world.process(actor).mmap(values["size"], shared=shared, addr=addr),
-        values["size"],
-    )
-
-
-def _mmap_file(world: World, actor: str, values: Values) -> None:
-    file = _file(world, values["file"])
-    first = values.get("first", 0)
-    length = values.get("size", (file.nr_pages - first) * PAGE_SIZE)
-    addr = world.process(actor).mmap(length, shared="shared" in values, file=file, offset=first * PAGE_SIZE)
-    _keep(world, actor, values, addr, length)
 
 
 def _mmap_device(world: World, actor: str, values: Values) -> None:
@@ -229,16 +207,6 @@ def nodes_text(world: World, mask: int) -> str:
 
 
 VERBS = [
-    (
-        "mmap SIZE [shared] [at ADDR:NUMBER]",
-        _mmap,
-        "`NAME = mmap 64 pages`: anonymous memory, private or shared",
-    ),
-    (
-        "mmap file FILE [shared] [from FIRST:NUMBER] [SIZE]",
-        _mmap_file,
-        "`NAME = mmap file f`: a file, from page FIRST on; private unless shared",
-    ),
     (
         "mmap device DEVICE SIZE [shared] [from FIRST:NUMBER] [opened WORD]",
         _mmap_device,

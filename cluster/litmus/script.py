@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,22 @@ def parse_script(text: str, path: str) -> Script:
     try:
         tree, problems = read_yaml(text)
     except Unreadable as unreadable:
-        raise problem_error(path, [unreadable.problem]) from None
+        raise problem_error(path, [_hinted(unreadable.problem, text)]) from None
     reader = _Reader(path, problems)
     script = reader.read(tree)
     if reader.problems or script is None:
         raise problem_error(path, reader.problems)
     return script
+
+
+def _hinted(problem: Problem, text: str) -> Problem:
+    """What is often behind text that is no YAML: `[` in a flow mapping (`{pages of mem[0:4]: ...}`)."""
+    lines = text.splitlines()
+    line = lines[problem.line - 1] if 0 < problem.line <= len(lines) else ""
+    if "{" in line and "[" in line[line.index("{") :]:
+        hint = '; in braces, quote a subject that has brackets: {"pages of mem[0:4]": {P: 4}}'
+        return replace(problem, text=problem.text + hint)
+    return problem
 
 
 def find_scripts(paths: Sequence[str | Path]) -> list[Path]:

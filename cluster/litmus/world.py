@@ -12,6 +12,7 @@ from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.nodeagent.host.kernel import Kernel
 from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.process import Process
+from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.isolation.claims import Held
 
@@ -79,6 +80,13 @@ class World:
             cpu, cgroup = self.starts.get(name, (self.first_cpu, ""))
             self.processes[name] = self.kernel.spawn(cpu, cgroup)
         return self.processes[name]
+
+    def task(self, name: str) -> Task:
+        """The task of a living process, for calls that take one. Raises OSError for one that has ended."""
+        process = self.process(name)
+        if process.exited:
+            raise OSError(errno.ESRCH, "the process has ended")
+        return process.task
 
     def mapping(self, actor: str, ref: RangeRef) -> Mapped:
         """The mapping that a reference means, cut to its pages."""
