@@ -191,12 +191,13 @@ class Caps:
     def policy_nodes(self, topology: HostTopology) -> PolicyNodes:
         """General nodes, and for binds private ones with the policy bit."""
         user = topology.private & topology.with_feature(Feature.USER_NUMA)
+        reached = user | topology.private & self.move_targets(topology)
         return PolicyNodes(
             memory=topology.public | user,
             private=user,
             bind_only=user,
             refused_unless_bind=topology.private if self.variant.bind_or_refuse else 0,
-            ungoverned=0 if self.variant.governed else user,
+            ungoverned=0 if self.variant.governed else reached,
             uncounted=topology.private & ~user,
             shown=~topology.private | user,
         )

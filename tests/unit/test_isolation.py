@@ -337,6 +337,16 @@ def test_move_targets():
     }
 
 
+def test_users_reach_what_they_may_move_to_where_cpusets_do_not_govern():
+    # caps-a keeps policies and moves apart: a node for moves alone is in no policy, and in no cpuset's power.
+    asked = Asked("caps:a", {USERP: Feature.MIGRATION, CRAMP: Feature.USER_NUMA, BAREP: Feature.NONE})
+    rules = asked.design.policy_nodes(asked.topology)
+    assert (rules.memory, rules.reach(1 << D0)) == (
+        1 << D0 | 1 << D1 | 1 << CRAMP,
+        1 << D0 | 1 << USERP | 1 << CRAMP,
+    )
+
+
 # -- services
 
 
