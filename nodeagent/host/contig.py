@@ -148,6 +148,8 @@ def _empty(memory: Memory, node: Node, first: int, taken: np.ndarray) -> int:
             error = _displace(memory, node, pfn) if flags & PG_LRU else -errno.EBUSY
             if error:
                 return error
+            # Its old frame must not be the next one's new frame (`MIGRATE_ISOLATE`).
+            taken[pfn - first] |= node.buddy.remove_range(pfn, 1)
     return -errno.EBUSY
 
 

@@ -31,6 +31,9 @@ def boot(design="private-zonelist", wish=USER, zone="movable", p_pages=4 * HUGE)
 class Box:
     """A kernel with one task."""
 
+    #: Every wish that a driver of a private node can have.
+    EVERYTHING = Feature(0x3FFFFF & ~int(Feature.PUBLIC))
+
     def __init__(self, **how):
         self.kernel = boot(**how)
         self.memory = self.kernel.memory
