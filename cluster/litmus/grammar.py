@@ -2,7 +2,7 @@
 
 A pattern such as `mbind RANGE MODE [NODES] [move|strict]...` is a row of elements: lower-case words stand for
 themselves, UPPER-CASE ones for a value of that type (`TO:NODES` gives it another name), `[...]` may be missing,
-`a|b` is one of them, and `[a|b]...` any number of them, each once.
+`a|b` is one of them, and `[a|b]...` any number of them. Neighbours that may be missing come in any order.
 """
 
 from __future__ import annotations
@@ -116,13 +116,14 @@ def _match(
     names: Any,
     values: dict[str, Any],
 ) -> list[str]:
-    for element in elements:
-        if element.repeated:
-            while words and words[0] in element.literals:
-                values[words[0]] = True
-                words = words[1:]
-        elif element.optional:
-            words = _match_optional(element.optional, words, types, names, values)
+    left = list(elements)
+    while left:
+        element = left.pop(0)
+        if element.repeated or element.optional:
+            free = [element]
+            while left and (left[0].repeated or left[0].optional):
+                free.append(left.pop(0))
+            words = _match_free(free, words, types, names, values)
         elif element.literals:
             if not words or words[0] not in element.literals:
                 found = repr(words[0]) if words else "nothing"
@@ -134,6 +135,32 @@ def _match(
                 raise Misread(f"found nothing; allowed: {types[element.type].what}")
             values[element.name], taken = types[element.type].read(words, names)
             words = words[taken:]
+    return words
+
+
+def _match_free(
+    free: list[Element],
+    words: list[str],
+    types: Mapping[str, ValueType],
+    names: Any,
+    values: dict[str, Any],
+) -> list[str]:
+    """Neighbours that may be missing are taken in any order, each once."""
+    at = 0
+    while words and at < len(free):
+        element, before = free[at], words
+        if element.repeated:
+            while words and words[0] in element.literals:
+                values[words[0]] = True
+                words = words[1:]
+        else:
+            words = _match_optional(element.optional, words, types, names, values)
+        if len(words) < len(before):
+            if not element.repeated:
+                del free[at]
+            at = 0
+        else:
+            at += 1
     return words
 
 

@@ -33,7 +33,9 @@ def note_call(world: World, actor: str, call: Call, error: str, outcome: Any) ->
         if not told:
             story.failed(place, error)
     elif place is not None:
-        story.called(place, "ok" if outcome is None else f"gives {outcome}")
+        shown = outcome is None and story.events and story.events[-1].cause == story.cause
+        if not shown:  # otherwise what came of it says more
+            story.called(place, "ok" if outcome is None else f"gives {outcome}")
 
 
 def place_of(world: World, actor: str, ref: RangeRef) -> Place:
