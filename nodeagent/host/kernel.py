@@ -21,6 +21,7 @@ from privmem.nodeagent.host import (
     oom,
     policy_calls,
     syscalls,
+    thp,
 )
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.cgroups import Cgroup, Cgroups
@@ -306,6 +307,7 @@ class Kernel:
             "Inactive(anon)": inactive_anon,
             "Active(file)": active_file,
             "Inactive(file)": inactive_file,
+            "AnonHugePages": thp.anon_huge_pages_of(self.memory, nid),
         }
         return {name: kilobytes(value) for name, value in pages.items()}
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from privmem.nodeagent.host import hugetlb
 from privmem.nodeagent.host.memory import NUMASTAT
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT
@@ -95,7 +96,12 @@ class Files:
         if nid < 0:
             return nid
         numbers = self.kernel.meminfo(nid)
-        return "\n".join(f"Node {nid} {name}: {value} kB" for name, value in numbers.items())
+        lines = [f"Node {nid} {name}: {value} kB" for name, value in numbers.items()]
+        pool = hugetlb.pool_of(self.kernel.memory)
+        counts = pool.nr.get(nid, 0), len(pool.free.get(nid, ())), pool.surplus.get(nid, 0)
+        for name, count in zip(("Total", "Free", "Surp"), counts, strict=True):
+            lines.append(f"Node {nid} HugePages_{name}: {count}")
+        return "\n".join(lines)
 
     def _numastat(self, text: str) -> str | int:
         nid = self._nid(text)

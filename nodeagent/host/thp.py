@@ -189,4 +189,11 @@ def anon_huge_pages(memory: Memory, task: Task, vma: Vma | None = None) -> int:
 def huge_heads(memory: Memory) -> np.ndarray:
     """First frames of all huge pages that are mapped as one, ascending."""
     slots = np.array(memory.high_order.huge_maps.slots, dtype=np.int64)
+def anon_huge_pages_of(memory: Memory, nid: int) -> int:
+    """NR_ANON_THPS of a node, in base pages."""
+    node = memory.nodes[nid]
+    heads = huge_heads(memory) - node.start_pfn
+    return HPAGE_PAGES * int(np.count_nonzero((heads >= 0) & (heads < node.spec.span_pages)))
+
+
     return np.unique(memory.page_table.pte[slots].astype(np.int64) >> PTE_PFN_SHIFT)

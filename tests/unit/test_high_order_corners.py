@@ -20,7 +20,7 @@ from privmem.nodeagent.host import (
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.layout import PG_DIRTY, PG_UNINVITED, PTE_DIRTY
-from privmem.scheduler.abi import Mpol, Reason
+from privmem.scheduler.abi import Feature, Mpol, Reason
 
 
 @pytest.fixture
@@ -322,3 +322,32 @@ def test_compaction_keeps_marks_of_leaks():
     contig.free_contig_range(memory, first)
     assert compaction.compact_node(memory, P) == 0
     assert memory.frames.flags[box.pfn(at)] & PG_UNINVITED
+
+
+def scatter(box, nid):
+    """Every other page of a node."""
+    node = box.memory.nodes[nid]
+    nr = node.free_pages - node.wmark.min_pages - 8
+    at = fill_node(box, nid, nr)
+    for vpn in range(at, at + nr, 2):
+        assert syscalls.munmap(box.memory, box.task, vpn, 1) == 0
+
+
+def test_an_allocation_compacts_only_where_it_may():
+    box = Box(wish=Box.EVERYTHING & ~(Feature.RECLAIM | Feature.DEMOTION))
+    scatter(box, P)
+    box.map(HUGE, huge=True)
+    assert box.bind(P, HUGE) == 0
+    assert box.touch(1) == 0
+    assert box.nids(2) == [P, None]
+    assert box.count("compact_stall", "compact_fail", "compact_isolated") == [1, 1, 0]
+
+
+def test_fragmentation_index_by_hand(box):
+    scatter(box, P)
+    node = box.memory.nodes[P]
+    blocks, free = sum(node.buddy.free_blocks_by_order()), node.free_pages
+    assert compaction.fragmentation_index(node, 9) == 1000 - (1000 + free * 1000 // 512) // blocks
+    assert compaction.fragmentation_index(node, 0) == -1000
+    usable = sum(n << k for k, n in enumerate(node.buddy.free_blocks_by_order()) if k >= 1)
+    assert compaction.unusable_index(node, 1) == (free - usable) * 1000 // free

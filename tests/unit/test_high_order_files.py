@@ -192,3 +192,21 @@ def test_contiguous_control_without_memory_and_without_a_node(kernel):
     kernel.unplug(Q)
     gone = ContigControl(DaxTest(kernel, Q))
     assert gone.write("range 0 4") == -errno.ENXIO
+
+
+def test_meminfo_counts_huge_pages(kernel):
+    kernel.sysfs.write(f"{NODE}{P}/hugepages/hugepages-2048kB/nr_hugepages", "2")
+    process = kernel.spawn()
+    addr = process.mmap(BIG)
+    process.madvise(addr, BIG, MADV_HUGEPAGE)
+    process.mbind(addr, BIG, Mpol.BIND, [P])
+    process.touch(addr, PAGE)
+    process.fork()  # two mappings of one page
+    lines = kernel.sysfs.read(f"{NODE}{P}/meminfo").splitlines()
+    assert lines[-4:] == [
+        "Node 2 AnonHugePages: 2048 kB",
+        "Node 2 HugePages_Total: 2",
+        "Node 2 HugePages_Free: 2",
+        "Node 2 HugePages_Surp: 0",
+    ]
+    assert "Node 0 AnonHugePages: 0 kB" in kernel.sysfs.read(f"{NODE}{D0}/meminfo")
