@@ -1,5 +1,6 @@
 """System calls of open files: read, write, fsync, posix_fadvise, ftruncate, and mincore.
- Models `generic_file_read_iter`, `generic_perform_write`, `generic_fadvise`, `truncate_pagecache`,
+
+Models `generic_file_read_iter`, `generic_perform_write`, `generic_fadvise`, `truncate_pagecache`,
 `kiocb_invalidate_pages` and `do_mincore` of Linux 6.1 on a file system like ext4 with 4 KiB pages. Lengths
 are in pages. A buffered write of a whole page reads nothing and leaves the page dirty; it becomes clean with
 fsync, sync or reclaim. Left out: parts of pages, throttling of writers (`balance_dirty_pages`), the dirty
@@ -95,10 +96,9 @@ def fadvise(memory: Memory, task: Task, file: OpenFile, start: int, nr_pages: in
     elif advice == POSIX_FADV_WILLNEED:
         will_need(memory, task, file, start, end)
     elif advice == POSIX_FADV_DONTNEED:
-        # What is dirty is written, and still on its way to the disk while the cache is looked through.
+        write_back(memory, holder, start, end)
         memory.lru_batches.drain_all()
         invalidate(memory, holder, start, end)
-        write_back(memory, holder, start, end)
     elif advice != POSIX_FADV_NOREUSE:
         return -errno.EINVAL
     return 0

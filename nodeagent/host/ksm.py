@@ -13,6 +13,7 @@ import numpy as np
 
 from privmem.nodeagent.host.fault import add_mapping, drop_if_unused, remove_mapping
 from privmem.nodeagent.host.layout import (
+    PG_EXCLUSIVE,
     PG_HELD,
     PG_OBJECT,
     PTE_ACCESSED,
@@ -28,6 +29,7 @@ from privmem.scheduler.isolation import Service
 #: A stretch of an address space that was advised: (address space, first page, one past the last).
 Area = tuple[int, int, int]
 
+_NOT_EXCLUSIVE = np.uint16(0xFFFF ^ PG_EXCLUSIVE)
 _READ_ONLY = np.uint32(0xFFFFFFFF ^ (PTE_WRITABLE | PTE_DIRTY))
 
 
@@ -70,6 +72,7 @@ def _merge(memory: Memory, slot: int, kept: dict[tuple[int, int, int], int]) -> 
 
 def _protect(memory: Memory, pfn: int) -> None:
     """Whoever writes to the one copy from now on gets a page of his own."""
+    memory.frames.flags[pfn] &= _NOT_EXCLUSIVE
     slot = int(memory.frames.rmap[pfn])
     while slot:
         memory.page_table.pte[slot] &= _READ_ONLY

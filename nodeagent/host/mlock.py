@@ -1,5 +1,6 @@
 """mlock, mlock2, munlock, mlockall and munlockall.
- Models mm/mlock.c of Linux 6.1 for a task with CAP_IPC_LOCK: no limit is looked at. Locked memory is faulted
+
+Models mm/mlock.c of Linux 6.1 for a task with CAP_IPC_LOCK: no limit is looked at. Locked memory is faulted
 in (populate.py), and its pages go to the unevictable list (mlocked.py). Calls return 0 or a negative errno.
 """
 

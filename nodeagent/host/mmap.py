@@ -1,5 +1,6 @@
 """mmap with its flags and rights, and where a mapping goes when the caller names no place.
- Models `do_mmap` and `get_unmapped_area` (mm/mmap.c) of Linux 6.1. A kernel-chosen address is the lowest gap
+
+Models `do_mmap` and `get_unmapped_area` (mm/mmap.c) of Linux 6.1. A kernel-chosen address is the lowest gap
 above `MMAP_BASE` that is wide enough: Linux goes from the top downwards and randomizes, which decides nothing
 here. MAP_NORESERVE changes nothing, for memory is overcommitted without limit. Left out: huge pages
 (hugetlb_map.py), files of devices (drivers/), MAP_GROWSDOWN, MAP_SYNC, limits.

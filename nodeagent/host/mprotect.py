@@ -1,5 +1,6 @@
 """mprotect: the rights of a range of memory.
- Models `do_mprotect_pkey`, `mprotect_fixup`, `change_pte_range` and `can_change_pte_writable` of Linux 6.1.
+
+Models `do_mprotect_pkey`, `mprotect_fixup`, `change_pte_range` and `can_change_pte_writable` of Linux 6.1.
 VMAs are split and merged, entries lose the right to write with their VMA. An entry gets it back in place only
 where no fault has anything left to do: in shared memory, for a page of a shared file that is dirty already,
 and for a dirty page of private memory that nobody else has; the first write to any other page faults. Never
@@ -16,6 +17,7 @@ import numpy as np
 
 from privmem.nodeagent.host import huge_split, hugetlb_map
 from privmem.nodeagent.host.layout import (
+    PG_EXCLUSIVE,
     PTE_DIRTY,
     PTE_PFN_SHIFT,
     PTE_PRESENT,
@@ -64,12 +66,12 @@ def _fixup(memory: Memory, task: Task, part: Vma, readable: bool, writable: bool
         return
     changed = replace(part, readable=readable, writable=writable)
     task.mm.replace_range(part.start, part.end, [changed])
-    _change_entries(memory, task, changed)
+    _change_entries(memory, changed)
     if part.locked and part.private and writable and not part.writable:
         populate_vma(memory, task, changed)  # so that no write to locked memory has to wait for a copy
 
 
-def _change_entries(memory: Memory, task: Task, part: Vma) -> None:
+def _change_entries(memory: Memory, part: Vma) -> None:
     """`change_pte_range`."""
     huge_split.split(memory, part.slot, part.nr_pages)
     entries = memory.page_table.pte[part.slot : part.slot + part.nr_pages]
@@ -80,11 +82,11 @@ def _change_entries(memory: Memory, task: Task, part: Vma) -> None:
     huge = memory.high_order.huge_maps
     for offset in present.tolist():
         entry, slot = int(entries[offset]), part.slot + offset
-        if not (len(huge) and huge.overlapping(slot)) and _writable_in_place(memory, task, part, entry):
+        if not (len(huge) and huge.overlapping(slot)) and _writable_in_place(memory, part, entry):
             entries[offset] = np.uint32(entry | PTE_WRITABLE)
 
 
-def _writable_in_place(memory: Memory, task: Task, part: Vma, entry: int) -> bool:
+def _writable_in_place(memory: Memory, part: Vma, entry: int) -> bool:
     """`can_change_pte_writable`; shared memory that need not hear of the first write is always writable."""
     pfn = entry >> PTE_PFN_SHIFT
     if memory.nodes[memory.frames.nid_of(pfn)].fenced:
@@ -92,10 +94,7 @@ def _writable_in_place(memory: Memory, task: Task, part: Vma, entry: int) -> boo
     if part.private:
         if hugetlb_map.is_hugetlb(memory, part):
             return False
-        alone = memory.mapped_once(pfn) and not memory.is_object_page(pfn)
-        # Whether the page is exclusive is not kept: a reference of another CPU's batch would make a write
-        # copy it.
-        return alone and bool(entry & PTE_DIRTY) and memory.lru_batches.added_on(pfn) in (None, task.cpu)
+        return bool(memory.frames.flags[pfn] & np.uint16(PG_EXCLUSIVE)) and bool(entry & PTE_DIRTY)
     if part.kind != VMA_ANON and memory.page_cache.of(part.object_id).kind == FILE:
         return bool(entry & PTE_DIRTY)
     return True

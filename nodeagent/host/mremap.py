@@ -1,5 +1,6 @@
 """mremap: a mapping grows, shrinks, or goes to another address with its pages.
- Models `mremap`, `vma_to_resize`, `move_vma` and `mremap_to` (mm/mremap.c) of Linux 6.1. The pages keep their
+
+Models `mremap`, `vma_to_resize`, `move_vma` and `mremap_to` (mm/mremap.c) of Linux 6.1. The pages keep their
 frames and, for interleaving, the page numbers that they had (`vm_pgoff`). Left out: hugetlb mappings
 (-EINVAL), limits.
 """

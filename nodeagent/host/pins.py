@@ -16,6 +16,7 @@ import numpy as np
 from privmem.nodeagent.host import hugetlb_map
 from privmem.nodeagent.host.fault import handle_fault, map_page, remove_mapping
 from privmem.nodeagent.host.layout import (
+    PG_EXCLUSIVE,
     PG_HELD,
     PG_LRU,
     PTE_PFN_SHIFT,
@@ -102,6 +103,7 @@ def copy_at_fork(memory: Memory, child: Task, vma: Vma, child_slot: int) -> None
         memory.frames.version[new] = memory.frames.version[pfn]
         remove_mapping(memory, child_slot + offset)
         map_page(memory, child_slot + offset, new, writable=vma.writable)
+        memory.frames.flags[pfn] |= np.uint16(PG_EXCLUSIVE)  # a pinned page is never shared
         if vma.writable and not memory.nodes[memory.frames.nid_of(pfn)].fenced:
             pte[vma.slot + offset] |= np.uint32(PTE_WRITABLE)
 

@@ -1,5 +1,6 @@
 """Faulting in a range before it is used: MAP_POPULATE, mlock, mprotect of locked memory, MADV_POPULATE.
- Models `__mm_populate` and `populate_vma_page_range` (mm/gup.c, Linux 6.1), and `faultin_vma_page_range` of
+
+Models `__mm_populate` and `populate_vma_page_range` (mm/gup.c, Linux 6.1), and `faultin_vma_page_range` of
 MADV_POPULATE_READ and _WRITE. Private writable memory is faulted in for writing, so that no copy is left to
 be made; shared and read-only memory for reading.
 """

@@ -1,5 +1,6 @@
 """madvise about how a mapping will be read: MADV_NORMAL, RANDOM, SEQUENTIAL, and WILLNEED of mapped files.
- Models `madvise_vma_behavior` and `madvise_willneed` of Linux 6.1. Calls return 0, or -ENOMEM after all the
+
+Models `madvise_vma_behavior` and `madvise_willneed` of Linux 6.1. Calls return 0, or -ENOMEM after all the
 work when part of the range is not mapped. WILLNEED of anonymous and shared memory is about swap (madvise.py).
 """
 

@@ -1,5 +1,6 @@
 """Readahead of files: which pages come into the cache beside the one that is needed.
- Models mm/readahead.c (`page_cache_sync_ra`, `page_cache_async_ra`, `ondemand_readahead`,
+
+Models mm/readahead.c (`page_cache_sync_ra`, `page_cache_async_ra`, `ondemand_readahead`,
 `force_page_cache_ra`, `page_cache_ra_unbounded`) and the readahead of faults in mm/filemap.c
 (`do_sync_mmap_readahead`, `do_async_mmap_readahead`) of Linux 6.1, for a file system without large folios
 (ext4). Sizes are in pages. All pages that are read ahead are there at once: the disk takes no time.

@@ -24,6 +24,7 @@ from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.huge_split import split
 from privmem.nodeagent.host.layout import (
     NR_LRU_LISTS,
+    PG_EXCLUSIVE,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_PFN_SHIFT,
@@ -135,6 +136,7 @@ def map_huge(memory: Memory, slot: int, pfn: int, *, writable: bool) -> None:
     table.pte[span] = pfns.astype(np.uint32) << np.uint32(PTE_PFN_SHIFT) | np.uint32(flags)
     table.rmap_next[span] = 0
     frames.rmap[pfn : pfn + HPAGE_PAGES] = np.arange(slot, slot + HPAGE_PAGES)
+    frames.flags[pfn : pfn + HPAGE_PAGES] |= np.uint16(PG_EXCLUSIVE)
     lru_kernel.putback(pfns, HPAGE_PAGES, node.nid * NR_LRU_LISTS, *memory.lru_arrays())
     if memory.locked_slots:
         for locked in pfns.tolist():
@@ -162,6 +164,7 @@ def reuse(memory: Memory, slot: int) -> bool:
         split(memory, slot)
         return False
     memory.page_table.pte[span] |= np.uint32(PTE_WRITABLE)
+    memory.frames.flags[pfns] |= np.uint16(PG_EXCLUSIVE)
     memory.page_table.pte[slot] |= np.uint32(PTE_DIRTY | PTE_ACCESSED)
     return True
 
@@ -186,9 +189,6 @@ def anon_huge_pages(memory: Memory, task: Task, vma: Vma | None = None) -> int:
     return sum(HPAGE_PAGES * len(maps.overlapping(v.slot, v.nr_pages)) for v in vmas if v.kind == VMA_ANON)
 
 
-def huge_heads(memory: Memory) -> np.ndarray:
-    """First frames of all huge pages that are mapped as one, ascending."""
-    slots = np.array(memory.high_order.huge_maps.slots, dtype=np.int64)
 def anon_huge_pages_of(memory: Memory, nid: int) -> int:
     """NR_ANON_THPS of a node, in base pages."""
     node = memory.nodes[nid]
@@ -196,4 +196,7 @@ def anon_huge_pages_of(memory: Memory, nid: int) -> int:
     return HPAGE_PAGES * int(np.count_nonzero((heads >= 0) & (heads < node.spec.span_pages)))
 
 
+def huge_heads(memory: Memory) -> np.ndarray:
+    """First frames of all huge pages that are mapped as one, ascending."""
+    slots = np.array(memory.high_order.huge_maps.slots, dtype=np.int64)
     return np.unique(memory.page_table.pte[slots].astype(np.int64) >> PTE_PFN_SHIFT)
