@@ -14,7 +14,7 @@ from privmem.cluster.config.topology import backing_device
 from privmem.cluster.errors import ConfigError
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
-from privmem.nodeagent.host.layout import PG_ALLOCATED, PTE_PFN_SHIFT, PTE_PRESENT
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.story import Story
@@ -94,6 +94,8 @@ class Scene:
         self.residents: dict[int, tuple[Process, int]] = {}
         #: Frames in use on each private node when what is judged began.
         self.before: dict[int, set[int]] = {}
+        #: Those of them that the kernel or a driver held.
+        self.held_before: dict[int, set[int]] = {}
 
     def settle(self) -> None:
         """Residents on every private node, by the owner's own mapping of its device."""
@@ -104,15 +106,20 @@ class Scene:
     def begin(self) -> None:
         """What is in use now was put there by the audit itself."""
         self.before = self.frames()
+        self.held_before = self.frames(PG_HELD)
 
-    def frames(self) -> dict[int, set[int]]:
-        """Frames in use on each private node."""
+    def taken_over(self, nid: int) -> set[int]:
+        """Frames in use before that the kernel or a driver holds now: what was in them had to go."""
+        return (self.before[nid] & self.frames(PG_HELD)[nid]) - self.held_before[nid]
+
+    def frames(self, flag: int = PG_ALLOCATED) -> dict[int, set[int]]:
+        """Frames in use on each private node, or with another flag."""
         memory = self.kernel.memory
         found = {}
         for nid in self.private:
             node = memory.nodes[nid]
             flags = memory.frames.flags[node.start_pfn : node.start_pfn + node.spec.span_pages]
-            found[nid] = set((np.flatnonzero(flags & PG_ALLOCATED) + node.start_pfn).tolist())
+            found[nid] = set((np.flatnonzero(flags & np.uint16(flag)) + node.start_pfn).tolist())
         return found
 
     def of_device(self, nid: int) -> set[int]:

@@ -93,6 +93,10 @@ def audit_cell(machine: AuditMachine, design: str, activity: Activity) -> Cell:
     for nid, node in scene.private.items():
         came = after[nid] - scene.before[nid] - scene.of_device(nid) - activity.own(scene)
         went = scene.before[nid] - after[nid]
+        # A range that displaced its occupants uses their frames: it came, and they went if not within the node.
+        taken = scene.taken_over(nid) - activity.own(scene)
+        stayed = len(scene.of_device(nid) - scene.before[nid])
+        came, went = came | taken, went | set(sorted(taken)[stayed:])
         if nid in activity.invites(scene):
             cell.invited += len(came) + len(went)
             continue

@@ -128,3 +128,9 @@ def test_the_trip_of_a_leaked_page_names_request_list_and_rule() -> None:
 def test_an_activity_that_cannot_run_says_so() -> None:
     cell = cell_of("caps", "khugepaged")
     assert (cell.text(), cell.not_run) == ("n/a", "no private node has room for a huge page")
+
+
+def test_a_range_that_displaces_its_occupants_counts_though_the_same_frames_are_in_use() -> None:
+    cell = cell_of("no-fallback", "walkers of online nodes, tracer")
+    assert cell.landed == {"nic": 17, "slow-distributed": 17}  # one page of the walker, 16 of the tracer
+    assert cell.left == {}  # the occupants found room on their node
