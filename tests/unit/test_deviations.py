@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
+from kernel_box import D0, D1, HUGE, VPN, Box, P, hugetlb_mmap
+
 from privmem.nodeagent.device.timing import CLASS_TIMING, class_timing
-from privmem.nodeagent.host import vmstat
+from privmem.nodeagent.host import filemap, hugetlb, khugepaged, move_calls, syscalls, thp, vmstat
+from privmem.scheduler.abi import MPOL_MF_MOVE
 from privmem.scheduler.messages import StorePages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,3 +94,45 @@ def test_one_rate_limit_a_host(rack, stream):
     r = rack([stream(1, [(0, True)])])
     assert isinstance(r.memory.rate_window_ns, int)
     assert not hasattr(r.memory.nodes[0], "rate_window_ns")
+
+
+def test_hotplug_splits_huge_pages():
+    box = Box()
+    box.map(HUGE, huge=True)
+    assert box.bind(P, HUGE) == 0
+    assert box.touch(HUGE) == 0
+    assert box.kernel.offline(P) == 0
+    assert set(box.nids(HUGE)) == {D0}
+    assert thp.anon_huge_pages(box.memory, box.task) == 0  # Linux: 512
+
+
+def test_no_huge_pages_of_shared_memory():
+    box = Box()
+    box.memory.high_order.thp.enabled = "always"
+    assert syscalls.mmap_shared(box.memory, box.task, VPN, HUGE) == 0
+    assert box.touch(1) == 0
+    assert khugepaged.madvise_collapse(box.memory, box.task, VPN, HUGE) == -errno.EINVAL  # Linux: 0
+
+
+def test_pool_pages_in_use_stay():
+    box = Box()
+    hugetlb.write_nr_hugepages(box.memory, 1, nid=D0)
+    assert hugetlb_mmap(box, HUGE) == 0
+    assert box.touch(1) == 0
+    error, status = move_calls.move_pages(box.memory, box.task, [VPN], [D1], MPOL_MF_MOVE)
+    assert (error, status) == (
+        0,
+        [-errno.EBUSY],
+    )  # Linux: moved, if D1 has a page in its pool or can give one
+
+
+def test_blocks_do_not_reclaim():
+    box = Box()
+    file = box.kernel.create_file("f", 16 * HUGE)
+    filemap.read_pages(box.memory, box.task, file, 0, 16 * HUGE)  # clean pages everywhere
+    box.map(HUGE, huge=True)
+    assert box.bind(D0, HUGE) == 0
+    free = box.memory.nodes[D0].free_pages
+    assert box.touch(1) == 0
+    assert free < HUGE
+    assert thp.anon_huge_pages(box.memory, box.task) == 0  # Linux: reclaims and compacts for it
