@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,8 +143,8 @@ def shown(value: Any) -> str:
 # -- outcomes of steps
 
 
-def check_outcome(tree: Tree) -> list[Problem]:
-    """What is wrong with the expected outcome of a step."""
+def check_outcome(tree: Tree, nodes: Collection[str] = ()) -> list[Problem]:
+    """What is wrong with the expected outcome of a step on a machine with these nodes."""
     problems = []
     for word in _outcome_words(tree):
         text = str(word.value)
@@ -154,6 +154,7 @@ def check_outcome(tree: Tree) -> list[Problem]:
             and text.isalpha()
             and text not in errno.errorcode.values()
             and text not in SIGNALS
+            and text not in nodes
         ):
             known = [*errno.errorcode.values(), *SIGNALS]
             problems.append(

@@ -123,7 +123,9 @@ def _match(
             free = [element]
             while left and (left[0].repeated or left[0].optional):
                 free.append(left.pop(0))
-            words = _match_free(free, words, types, names, values)
+            # Each of the required ones that follow needs a word.
+            kept = len(words) - sum(not (e.repeated or e.optional) for e in left)
+            words = _match_free(free, words[: max(kept, 0)], types, names, values) + words[max(kept, 0) :]
         elif element.literals:
             if not words or words[0] not in element.literals:
                 found = repr(words[0]) if words else "nothing"

@@ -228,7 +228,7 @@ class _Reader:
             return None
         text = str(command.value)
         if expect is not None:
-            self.problems += expectations.check_outcome(expect)
+            self.problems += expectations.check_outcome(expect, self.names.nodes)
         try:
             words = shlex.split(text)
             call = steps.parse(actor, words, self.names)

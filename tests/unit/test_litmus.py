@@ -44,6 +44,7 @@ def refusal(text):
         ("migrate FROM:NODES TO:NODES", "migrate D0 -", {"migrate": True, "from": [0], "to": []}),
         ("mmap SIZE [shared] [at ADDR:NUMBER]", "mmap 3 pages at 0x1000", {"mmap": True, "size": 12288, "at": True, "addr": 4096}),  # noqa: E501
         ("demotion on|off", "demotion off", {"demotion": True, "off": True}),
+        ("hugepages [NODE] NUMBER", "hugepages 2", {"hugepages": True, "number": 2}),
     ],
 )  # fmt: skip
 def test_patterns(line, words, values):
@@ -231,3 +232,15 @@ def test_the_library_is_found():
     files = find_scripts([ROOT / "configs/litmus"])
     assert files == sorted(files)
     assert not [f for f in files if "machines" in f.parts]
+
+
+def test_the_outcome_of_a_step_may_be_a_node_with_a_long_name():
+    text = """
+title: t
+machine: four_private
+steps:
+  - driver: alloc CRAM 4
+    expect: CRAM
+"""
+    assert run_script(parse_script(text, "t.yaml"), "caps").status == "passed"
+    assert "found 'GRAM'" in refusal(text.replace("expect: CRAM", "expect: GRAM"))[0]
