@@ -110,7 +110,8 @@ class Scene:
 
     def taken_over(self, nid: int) -> set[int]:
         """Frames in use before that the kernel or a driver holds now: what was in them had to go."""
-        return (self.before[nid] & self.frames(PG_HELD)[nid]) - self.held_before[nid]
+        held = (self.before[nid] & self.frames(PG_HELD)[nid]) - self.held_before[nid]
+        return held - self.of_device(nid)  # pinned pages are held too, and still whose they were
 
     def frames(self, flag: int = PG_ALLOCATED) -> dict[int, set[int]]:
         """Frames in use on each private node, or with another flag."""

@@ -134,3 +134,8 @@ def test_a_range_that_displaces_its_occupants_counts_though_the_same_frames_are_
     cell = cell_of("no-fallback", "walkers of online nodes, tracer")
     assert cell.landed == {"nic": 17, "slow-distributed": 17}  # one page of the walker, 16 of the tracer
     assert cell.left == {}  # the occupants found room on their node
+
+
+def test_pages_pinned_in_place_did_not_go_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, planted = planted_cell(monkeypatch, "caps", "long-term pin", Service.LONGTERM_PIN)
+    assert (planted.text(), planted.notes) == ("0", ["pinned", "pinned"])
