@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from privmem.cluster.audit import AuditMachine, Cell, audit, audit_cell
 from privmem.cluster.audit.activities import ACTIVITIES
+from privmem.cluster.audit.machine import Scene
 from privmem.nodeagent.host.kernel import NodeBoot
 from privmem.scheduler import isolation
-from privmem.scheduler.abi import Feature
+from privmem.scheduler.abi import MPOL_F_STATIC_NODES, PAGE_SIZE, Feature, Mpol
 from privmem.scheduler.isolation import Service, default_designs, get_design
 from privmem.scheduler.topology import HostTopology, NodeTopology
 from privmem.scheduler.zonelist import AllocRequest, Zonelist, Zonelists
@@ -139,3 +141,18 @@ def test_a_range_that_displaces_its_occupants_counts_though_the_same_frames_are_
 def test_pages_pinned_in_place_did_not_go_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     _, planted = planted_cell(monkeypatch, "caps", "long-term pin", Service.LONGTERM_PIN)
     assert (planted.text(), planted.notes) == ("0", ["pinned", "pinned"])
+
+
+@pytest.mark.parametrize(("design", "landed"), [("gfp-private", 16), ("no-fallback", 16), ("caps", 0)])
+def test_a_bind_to_one_node_alone_outlives_its_device_where_nobody_scrubs(design: str, landed: int) -> None:
+    base = machine()
+    opted = tuple(replace(n, wish=n.wish | Feature.USER_NUMA) if n.nid == 2 else n for n in base.nodes)
+    scene = Scene(replace(base, nodes=opted), design)
+    scene.settle()
+    process = scene.user()
+    process.set_mempolicy(Mpol.BIND | MPOL_F_STATIC_NODES, [2])
+    scene.residents[2][0].exit()
+    scene.begin()
+    assert (scene.kernel.unplug(2), scene.kernel.plug(2, owner="another device")) == (0, 0)
+    process.touch(scene.area(process, 16), 16 * PAGE_SIZE)
+    assert len(scene.frames()[2] - scene.before[2]) == landed
