@@ -52,6 +52,21 @@ class KernelVersion:
         return self >= KernelVersion(6, 6)
 
     @property
+    def readahead_in_two(self) -> bool:
+        """Readahead has one rule for a read that misses the cache and one for a reader that comes to the
+        mark, where 6.1 has one for both (`page_cache_sync_ra`, `page_cache_async_ra`: Linux 6.11,
+        mm/readahead.c).
+        """
+        return self >= KernelVersion(6, 11)
+
+    @property
+    def file_faults_by_vma(self) -> bool:
+        """Faults of mapped files hold the lock of their VMA only, so that one which readahead makes anew does
+        not count as a hard one (Linux 6.7, mm/memory.c, mm/filemap.c).
+        """
+        return self >= KernelVersion(6, 7)
+
+    @property
     def absent_is_enoent(self) -> bool:
         """move_pages says ENOENT of a page that is not there in private anonymous memory, where 6.1 says
         EFAULT (`do_pages_stat_array` since it walks folios: Linux 6.12, mm/migrate.c).

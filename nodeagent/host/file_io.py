@@ -107,7 +107,8 @@ def fadvise(memory: Memory, task: Task, file: OpenFile, start: int, nr_pages: in
 def will_need(memory: Memory, task: Task, file: OpenFile, start: int, end: int) -> None:
     """POSIX_FADV_WILLNEED, and MADV_WILLNEED of a mapped file: as many pages as the disk takes at a time."""
     holder = memory.page_cache.of(file.object_id)
-    readahead.force_readahead(holder, file, start, end - start, lambda at: fill(memory, task, holder, at))
+    ractl = readahead.ReadaheadControl(holder, file, lambda at: fill(memory, task, holder, at))
+    readahead.force_readahead(ractl, start, end - start)
 
 
 def invalidate_mapped(memory: Memory, holder: MemObject, start: int, end: int) -> None:

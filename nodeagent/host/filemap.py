@@ -1,5 +1,6 @@
 """Pages of objects: faults on files and shared memory, reads through the page cache, dropping it.
- Models `do_read_fault`, `do_fault_around`, `do_cow_fault`, `do_shared_fault` (mm/memory.c), `filemap_fault`,
+
+Models `do_read_fault`, `do_fault_around`, `do_cow_fault`, `do_shared_fault` (mm/memory.c), `filemap_fault`,
 `filemap_read`, `filemap_alloc_folio`, `shmem_fault` and `drop_caches` of Linux 6.1, for order-0 folios. Whose
 policy places a page: the page cache goes by the *task* that reads, even for a mapping with a policy of its
 own (but see `places_by_mapping`); shared memory by the object's shared policy, then the task's; a private
@@ -12,12 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb_map, readahead
+from privmem.nodeagent.host import hugetlb_map, readahead, swap, swap_cache
 from privmem.nodeagent.host.accessed import mark_accessed
-from privmem.nodeagent.host.costs import FAULT_NS
+from privmem.nodeagent.host.costs import FAULT_NS, FILE_READ_NS
 from privmem.nodeagent.host.drivers.owner import owner_context
 from privmem.nodeagent.host.fault import FAULT_SIGBUS, add_mapping, map_page
 from privmem.nodeagent.host.layout import (
+    PG_ACTIVE,
     PG_DIRTY,
     PG_FILE,
     PG_OBJECT,
@@ -29,8 +31,9 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import store_content
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
-from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_page
+from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_page, free_unused_page
 from privmem.nodeagent.host.pagecache import DEVICE, FILE, HUGETLB, SHMEM, MemObject, OpenFile
+from privmem.nodeagent.host.readahead import ReadaheadControl
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Reason
@@ -73,7 +76,10 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         own = alloc_page(memory, task.context_of(*vma_request(memory, task, vma, vpn)))
         if own < 0:
             return own
-        pfn = holder.pages[index]  # not what it was before the allocation, if that reclaimed
+        if index not in holder.pages:  # the allocation reclaimed it: fault again
+            free_unused_page(memory, own)
+            return FAULT_NS
+        pfn = holder.pages[index]  # not what it was before the allocation, if that demoted it
         memory.frames.version[own] = memory.frames.version[pfn]
         map_page(memory, vma.slot_of(vpn), own, writable=True, dirty=True)
         memory.lru_batches.add(task.cpu, own)
@@ -92,12 +98,15 @@ def _read_ahead(memory: Memory, task: Task, vma: Vma, vpn: int, holder: MemObjec
     def bring(at: int) -> int:
         return fill(memory, task, holder, at, vma)
 
+    linux = memory.knobs.linux
+    ractl = ReadaheadControl(holder, file, bring, linux.readahead_in_two)
     if index in holder.pages:
-        return readahead.mmap_hit(holder, file, index, random=vma.random, fill=bring)
-    readahead.mmap_miss(holder, file, index, random=vma.random, sequential=vma.sequential, fill=bring)
+        return readahead.mmap_hit(ractl, index, random=vma.random) and not linux.file_faults_by_vma
+    readahead.mmap_miss(ractl, index, random=vma.random, sequential=vma.sequential)
     if index not in holder.pages and bring(index) < 0:
         return False
     memory.vmstat.add("pgmajfault")
+    memory.charge_ns += FILE_READ_NS
     return True
 
 
@@ -140,6 +149,8 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int, vma: Vma | N
     """`filemap_add_folio`, `shmem_alloc_and_acct_folio`: bring page `index` into the cache, for a fault in
     `vma` or for nobody's. Its frame, or -ENOMEM.
     """
+    if index in holder.swapped:
+        return swap.shmem_swapin(memory, task, holder, index)
     by_mapping = holder.kind == FILE and vma is not None and places_by_mapping(memory, vma)
     if holder.kind == DEVICE:
         context = owner_context(memory, holder.nid)
@@ -165,7 +176,27 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int, vma: Vma | N
     if node.spec.stores:
         store_content(memory, node, np.array([pfn], dtype=np.int32))
     memory.lru_batches.add(task.cpu, pfn)
+    if index in holder.shadows:
+        _refault(memory, task, holder, index, pfn)
     return pfn
+
+
+def _refault(memory: Memory, task: Task, holder: MemObject, index: int, pfn: int) -> None:
+    """`workingset_refault`: a page that reclaim dropped is back; on the active list, if it would not have been
+    dropped had the active list been shorter.
+    """
+    nid, age = holder.shadows.pop(index)
+    memory.vmstat.add("workingset_refault_file")
+    if nid not in memory.nodes:
+        return
+    inactive_anon, active_anon, _, active_file = memory.lru_sizes(nid)
+    workingset = active_file + (inactive_anon + active_anon if memory.swap.free_pages else 0)
+    if int(memory.nonresident_age[nid]) - age > workingset:
+        return
+    memory.lru_del(pfn)
+    memory.frames.flags[pfn] |= np.uint16(PG_ACTIVE)
+    memory.lru_add(pfn)
+    memory.vmstat.add("workingset_activate_file")
 
 
 def places_by_mapping(memory: Memory, vma: Vma) -> bool:
@@ -200,7 +231,7 @@ def read_cached(memory: Memory, task: Task, file: OpenFile, start: int, nr_pages
         if batch < 0:
             return index - start or batch
         for at in range(index, index + batch):
-            if at > index or at != file.next_read - 1:
+            if at in holder.pages and (at > index or at != file.next_read - 1):
                 mark_accessed(memory, task.cpu, holder.pages[at])
             file.next_read = at + 1
         index += batch
@@ -213,16 +244,17 @@ def _get_pages(memory: Memory, task: Task, holder: MemObject, file: OpenFile, in
     def bring(at: int) -> int:
         return fill(memory, task, holder, at)
 
+    ractl = ReadaheadControl(holder, file, bring, memory.knobs.linux.readahead_in_two)
     batch = _cached_run(holder, index, end)
     if not batch:
-        readahead.sync_readahead(holder, file, index, end - index, bring)
+        readahead.sync_readahead(ractl, index, end - index)
         batch = _cached_run(holder, index, end)
     if not batch:
         pfn = bring(index)
         return pfn if pfn < 0 else 1
     last = index + batch - 1
     if last in holder.ahead:
-        readahead.async_readahead(holder, file, last, end - last, bring)
+        readahead.async_readahead(ractl, last, end - last)
     return batch
 
 
@@ -347,4 +379,6 @@ def release_all(memory: Memory, holder: MemObject) -> None:
     """`shmem_evict_inode`: the last mapping of a shared-memory object is gone."""
     for index in sorted(holder.pages):
         release(memory, holder, index)
+    for index in sorted(holder.swapped):
+        swap_cache.free_swap_and_cache(memory, holder.swapped.pop(index))
     memory.page_cache.forget(holder.object_id)

@@ -14,11 +14,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb_map, madvise, numa_syscalls, pins, policy_calls, syscalls, thp
+from privmem.nodeagent.host import (
+    file_io,
+    hugetlb_map,
+    madvise,
+    migrate_calls,
+    mlock,
+    mmap,
+    move_calls,
+    numa_maps,
+    numa_syscalls,
+    pins,
+    policy_calls,
+    syscalls,
+    thp,
+)
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
-from privmem.nodeagent.host.pagecache import MemObject
+from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.mprotect import PROT_READ, PROT_WRITE, mprotect
+from privmem.nodeagent.host.mremap import MREMAP_MAYMOVE, mremap
+from privmem.nodeagent.host.pagecache import FILE, MemObject, OpenFile
 from privmem.nodeagent.host.refusals import move_refusal, policy_refusal
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
@@ -28,9 +45,6 @@ if TYPE_CHECKING:
     from privmem.nodeagent.host.kernel import Kernel
 
 MADV_MERGEABLE = 12
-
-#: Where the kernel puts mappings that name no address.
-_MMAP_BASE = 0x7000_0000_0000
 
 
 class Signalled(Exception):
@@ -51,9 +65,8 @@ class Process:
         #: Ended, by itself or by a signal; and whether the OOM killer did it.
         self.exited = False
         self.killed = False
-        #: Faults that it took, without and with reading a page from somewhere, since `mark_faults`.
-        self.soft_faults = 0
-        self.hard_faults = 0
+        #: Faults (soft, hard) that it had taken at the last `mark_faults`.
+        self._faults_before = (task.min_flt, task.maj_flt)
 
     @property
     def pid(self) -> int:
@@ -62,22 +75,72 @@ class Process:
     # -- address space
 
     def mmap(
-        self, length: int, shared: bool = False, file: MemObject | None = None, offset: int = 0, addr: int = 0
+        self,
+        length: int,
+        shared: bool = False,
+        file: MemObject | OpenFile | None = None,
+        offset: int = 0,
+        addr: int = 0,
+        prot: int = PROT_READ | PROT_WRITE,
+        flags: int = 0,
+        fixed: bool = True,
     ) -> int:
-        """mmap(2): anonymous memory, or a file from `offset` on; private unless `shared`. Returns the address;
-        `addr` is taken as it is (MAP_FIXED), 0 lets the kernel choose.
+        """mmap(2): anonymous memory, or a file from `offset` on; private unless `shared`. Returns the
+        address.
+
+        `addr` is taken as it is (MAP_FIXED) unless `fixed` is False, which makes it a wish; 0 lets the kernel
+        choose. `flags` are further ones: MAP_POPULATE, MAP_LOCKED, MAP_FIXED_NOREPLACE, ...
         """
-        start = _page_of(addr) if addr else self.free_address(_pages_in(length))
-        nr = _pages_in(length)
-        memory, task = self.kernel.memory, self.task
-        if file is not None:
-            index = _page_of(offset)
-            self._check(syscalls.mmap_object(memory, task, start, nr, file, private=not shared, index=index))
-        elif shared:
-            self._check(syscalls.mmap_shared(memory, task, start, nr))
-        else:
-            self._check(syscalls.mmap_anon(memory, task, start, nr))
-        return start << PAGE_SHIFT
+        memory, task, nr = self.kernel.memory, self.task, _pages_in(length)
+        index = _page_of(offset)
+        start = _page_of(addr) if fixed else addr >> PAGE_SHIFT
+        if isinstance(file, MemObject):
+            if file.kind != FILE:
+                start = start or self.free_address(nr)
+                error = syscalls.mmap_object(memory, task, start, nr, file, private=not shared, index=index)
+                return self._check(error or start) << PAGE_SHIFT
+            file = memory.page_cache.opened(file)
+        flags |= mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+        if addr and fixed:
+            flags |= mmap.MAP_FIXED
+        return self._check(mmap.mmap(memory, task, start, nr, prot, flags, file, index)) << PAGE_SHIFT
+
+    def mprotect(self, addr: int, length: int, prot: int) -> None:
+        """mprotect(2)."""
+        start, nr = _page_of(addr), _pages_in(length)
+        self._check(mprotect(self.kernel.memory, self.task, start, nr, prot))
+
+    def mremap(
+        self, addr: int, length: int, new_length: int, flags: int = MREMAP_MAYMOVE, new_addr: int = 0
+    ) -> int:
+        """mremap(2): the new address."""
+        start, old, new = _page_of(addr), _pages_in(length), _pages_in(new_length)
+        to = _page_of(new_addr)
+        return self._check(mremap(self.kernel.memory, self.task, start, old, new, flags, to)) << PAGE_SHIFT
+
+    def mlock(self, addr: int, length: int, on_fault: bool = False) -> None:
+        """mlock(2), mlock2(2)."""
+        start, end = addr >> PAGE_SHIFT, _pages_in(addr + length)
+        self._check(mlock.mlock(self.kernel.memory, self.task, start, end - start, int(on_fault)))
+
+    def munlock(self, addr: int, length: int) -> None:
+        """munlock(2)."""
+        start, end = addr >> PAGE_SHIFT, _pages_in(addr + length)
+        self._check(mlock.munlock(self.kernel.memory, self.task, start, end - start))
+
+    def mlockall(self, flags: int) -> None:
+        """mlockall(2)."""
+        self._check(mlock.mlockall(self.kernel.memory, self.task, flags))
+
+    def munlockall(self) -> None:
+        """munlockall(2)."""
+        self._check(mlock.munlockall(self.kernel.memory, self.task))
+
+    def mincore(self, addr: int, length: int) -> list[bool]:
+        """mincore(2)."""
+        error, found = file_io.mincore(self.kernel.memory, self.task, _page_of(addr), _pages_in(length))
+        self._check(error)
+        return [bool(there) for there in found]
 
     def munmap(self, addr: int, length: int) -> None:
         """munmap(2)."""
@@ -131,21 +194,77 @@ class Process:
             self.exited = True
             syscalls.exit_task(self.kernel.memory, self.task)
 
+    # -- files
+
+    def open(self, file: MemObject | str, mode: str = "r+", direct: bool = False) -> OpenFile:
+        """open(2) of a file of the kernel: `r`, `w` (for writing only) or `r+`; O_DIRECT."""
+        self._alive()
+        holder = self.kernel.files.get(file) if isinstance(file, str) else file
+        if holder is None:
+            raise OSError(errno.ENOENT, f"there is no file {file}")
+        if mode not in ("r", "w", "r+"):
+            raise OSError(errno.EINVAL, f"mode {mode!r}; allowed: r, w, r+")
+        return self.kernel.memory.page_cache.open(holder, mode != "w", mode != "r", direct)
+
+    def close(self, file: OpenFile) -> None:
+        """close(2); mappings of the file stay."""
+        self.kernel.memory.page_cache.close(file)
+
+    def read(self, file: OpenFile, length: int, offset: int | None = None, into: int | None = None) -> int:
+        """read(2), or pread(2) with an offset: bytes read. `into`: the buffer, whose pages are written."""
+        done = self._transfer(file_io.read, file, length, offset)
+        if into is not None and done:
+            self._use_buffer(into, done, True)
+        return done
+
+    def write(self, file: OpenFile, length: int, offset: int | None = None, source: int | None = None) -> int:
+        """write(2), or pwrite(2) with an offset: bytes written. `source`: the buffer, whose pages are read."""
+        if source is not None and length:
+            self._use_buffer(source, length, False)
+        return self._transfer(file_io.write, file, length, offset)
+
+    def _transfer(
+        self,
+        call: Callable[[Memory, Task, OpenFile, int, int], int],
+        file: OpenFile,
+        length: int,
+        offset: int | None,
+    ) -> int:
+        start = file.position if offset is None else _page_of(offset)
+        done = self._check(call(self.kernel.memory, self.task, file, start, _pages_in(length)))
+        if offset is None:
+            file.position += done
+        return done << PAGE_SHIFT
+
+    def _use_buffer(self, addr: int, length: int, is_write: bool) -> None:
+        start, end = addr >> PAGE_SHIFT, _pages_in(addr + length)
+        error = syscalls.touch(self.kernel.memory, self.task, start, end - start, is_write)
+        self._check(-errno.EFAULT if error == FAULT_SIGBUS else error)
+
+    def fsync(self, file: OpenFile) -> None:
+        """fsync(2)."""
+        self._check(file_io.fsync(self.kernel.memory, file))
+
+    def posix_fadvise(self, file: OpenFile, offset: int, length: int, advice: int) -> None:
+        """posix_fadvise(2); a length of 0 means to the end."""
+        start, nr = _page_of(offset), _pages_in(length)
+        self._check(file_io.fadvise(self.kernel.memory, self.task, file, start, nr, advice))
+
+    def ftruncate(self, file: OpenFile, length: int) -> None:
+        """ftruncate(2), to whole pages."""
+        tasks = [p.task for p in self.kernel.processes.values() if not p.exited]
+        self._check(file_io.truncate(self.kernel.memory, tasks, file, _pages_in(length)))
+
     # -- access
 
     def touch(self, addr: int, length: int, write: bool = True) -> None:
-        """Access each page of a range in order. Raises Signalled where a page cannot be had; the OOM killer may
-        end this process or another one first.
+        """Access each page of a range in order. Raises Signalled where a page cannot be had; the OOM killer
+        may end this process or another one first.
         """
         memory = self.kernel.memory
         while True:
             self._alive()
-            count = memory.vmstat.count
-            faults, hard = count["pgfault"], count["pgmajfault"]
             error = syscalls.touch(memory, self.task, _page_of(addr), _pages_in(length), write)
-            hard = count["pgmajfault"] - hard
-            self.hard_faults += hard
-            self.soft_faults += count["pgfault"] - faults - hard
             if not error:
                 return
             if error == FAULT_SIGBUS:
@@ -188,41 +307,61 @@ class Process:
         return word, set(nodemask.nodes(nodes))
 
     def move_pages(
-        self, addrs: Sequence[int], nodes: Sequence[int] | None = None, flags: int = 2
+        self, addrs: Sequence[int], nodes: Sequence[int] | None = None, flags: int = 2, pid: int = 0
     ) -> list[int]:
-        """move_pages(2) of the process itself: status of each page; without nodes, where each page is."""
-        vpns = [_page_of(a) for a in addrs]
+        """move_pages(2) of a process, or of itself: status of each page; without nodes, where each page is."""
+        memory, task = self.kernel.memory, self._task_of(pid)
+        vpns = [addr >> PAGE_SHIFT for addr in addrs]
         if nodes is None:
-            return numa_syscalls.query_pages(self.kernel.memory, self.task, vpns)
-        error, status = numa_syscalls.move_pages(self.kernel.memory, self.task, vpns, list(nodes), flags)
-        self._check(min(error, 0), lambda: move_refusal(self.task, nodes))
+            if task is not self.task and not self.task.root:
+                raise OSError(errno.EPERM, "EPERM")
+            return move_calls.query_pages(memory, task, vpns)
+        error, status = move_calls.move_pages(memory, self.task, vpns, list(nodes), flags, task)
+        self._check(error, lambda: move_refusal(task, nodes))
         return status
 
-    def migrate_pages(self, old: Iterable[int], new: Iterable[int]) -> int:
-        """migrate_pages(2) of the process itself: how many pages could not move."""
-        memory = self.kernel.memory
-        call = numa_syscalls.migrate_pages
-        return self._check(call(memory, self.task, nodemask.of(old), nodemask.of(new)))
+    def migrate_pages(self, old: Iterable[int], new: Iterable[int], pid: int = 0) -> int:
+        """migrate_pages(2) of a process, or of itself: how many pages could not move."""
+        call, task = migrate_calls.migrate_pages, self._task_of(pid)
+        return self._check(call(self.kernel.memory, self.task, nodemask.of(old), nodemask.of(new), task))
 
-    def sched_setaffinity(self, cpu: int) -> None:
-        """sched_setaffinity(2) to one CPU."""
-        if cpu not in self.kernel.memory.topology.cpus:
+    def _task_of(self, pid: int) -> Task:
+        found = self if pid in (0, self.pid) else self.kernel.processes.get(pid)
+        if found is None or found.exited:
+            raise OSError(errno.ESRCH, f"there is no process {pid}")
+        return found.task
+
+    def sched_setaffinity(self, cpus: int | Iterable[int]) -> None:
+        """sched_setaffinity(2): to these CPUs, or to one. The process stays where it is, or goes to the
+        first.
+        """
+        there = self.kernel.memory.topology.cpus
+        wanted = [cpus] if isinstance(cpus, int) else cpus
+        mask = nodemask.of(cpu for cpu in wanted if cpu in there)
+        if not mask:
             raise OSError(errno.EINVAL, "EINVAL")
-        self.task.cpu = cpu
+        self.task.cpus_allowed = mask
+        if not nodemask.has(mask, self.task.cpu):
+            self.task.cpu = nodemask.first(mask)
+
+    def sched_getaffinity(self) -> set[int]:
+        """sched_getaffinity(2)."""
+        return {cpu for cpu in self.kernel.memory.topology.cpus if self.task.cpus_allowed >> cpu & 1}
 
     # -- looking
 
     def mark_faults(self) -> None:
         """Faults count from here on."""
-        self.soft_faults = self.hard_faults = 0
+        self._faults_before = (self.task.min_flt, self.task.maj_flt)
 
     def faults_since_mark(self) -> tuple[int, int]:
         """(soft, hard)."""
-        return self.soft_faults, self.hard_faults
+        soft, hard = self._faults_before
+        return self.task.min_flt - soft, self.task.maj_flt - hard
 
     def where(self, addr: int, length: int) -> list[int | None]:
-        """The node of each page as the hardware would see it, whoever may ask: None for one that is not mapped
-        (`/proc/<pid>/pagemap` and the page's frame).
+        """The node of each page as the hardware would see it, whoever may ask: None for one that is not
+        mapped (`/proc/<pid>/pagemap` and the page's frame).
         """
         memory = self.kernel.memory
         found: list[int | None] = []
@@ -232,6 +371,10 @@ class Process:
             entry = int(memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
             found.append(memory.frames.nid_of(entry >> PTE_PFN_SHIFT) if entry & PTE_PRESENT else None)
         return found
+
+    def numa_maps(self) -> str:
+        """/proc/<pid>/numa_maps."""
+        return numa_maps.numa_maps(self.kernel.memory, self.task)
 
     def resident_pages(self) -> int:
         """VmRSS in pages."""
@@ -245,11 +388,7 @@ class Process:
 
     def free_address(self, nr_pages: int) -> int:
         """First virtual page of the lowest gap above the base that is wide enough."""
-        vpn = _MMAP_BASE >> PAGE_SHIFT
-        for vma in self.task.mm.vmas:
-            if vma.start < vpn + nr_pages and vma.end > vpn:
-                vpn = vma.end
-        return vpn
+        return mmap.free_address(self.task.mm, nr_pages)
 
     def _alive(self) -> None:
         if self.exited:

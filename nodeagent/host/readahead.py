@@ -11,7 +11,7 @@ Readahead waits for no memory: where a page cannot be had it stops.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.pagecache import MemObject, OpenFile
@@ -27,38 +27,48 @@ _CHUNK_PAGES = 512
 Fill = Callable[[int], int]
 
 
-def sync_readahead(holder: MemObject, file: OpenFile, index: int, nr_wanted: int, fill: Fill) -> None:
+@dataclass(frozen=True, slots=True)
+class ReadaheadControl:
+    """`struct readahead_control`: who reads what."""
+
+    holder: MemObject
+    file: OpenFile
+    fill: Fill
+    #: Whether a miss and a mark have rules of their own (`KernelVersion.readahead_in_two`).
+    in_two: bool = False
+
+
+def sync_readahead(ractl: ReadaheadControl, index: int, nr_wanted: int) -> None:
     """`page_cache_sync_ra`: a read of `nr_wanted` pages misses the cache at `index`."""
-    if not file.ra_pages or file.random:
-        force_readahead(holder, file, index, nr_wanted if file.ra_pages else 1, fill)
-        return
-    _ondemand(holder, file, index, nr_wanted, False, fill)
+    if not ractl.file.ra_pages or ractl.file.random:
+        force_readahead(ractl, index, nr_wanted if ractl.file.ra_pages else 1)
+    else:
+        _ondemand(ractl, index, nr_wanted, False)
 
 
-def async_readahead(holder: MemObject, file: OpenFile, index: int, nr_wanted: int, fill: Fill) -> None:
+def async_readahead(ractl: ReadaheadControl, index: int, nr_wanted: int) -> None:
     """`page_cache_async_ra`: a reader has come to the page with the mark."""
-    if file.ra_pages:
-        holder.ahead.pop(index, None)
-        _ondemand(holder, file, index, nr_wanted, True, fill)
+    if ractl.file.ra_pages:
+        ractl.holder.ahead.pop(index, None)
+        _ondemand(ractl, index, nr_wanted, True)
 
 
-def force_readahead(holder: MemObject, file: OpenFile, index: int, nr_pages: int, fill: Fill) -> None:
+def force_readahead(ractl: ReadaheadControl, index: int, nr_pages: int) -> None:
     """`force_page_cache_ra`: just these pages, as many as the disk takes at a time."""
-    left = min(nr_pages, max(IO_PAGES, file.ra_pages))
+    left = min(nr_pages, max(IO_PAGES, ractl.file.ra_pages))
     while left > 0:
         chunk = min(left, _CHUNK_PAGES)
-        _read(holder, index, chunk, 0, fill)
+        _read(ractl, index, chunk, 0)
         index, left = index + chunk, left - chunk
 
 
-def mmap_miss(
-    holder: MemObject, file: OpenFile, index: int, *, random: bool, sequential: bool, fill: Fill
-) -> None:
+def mmap_miss(ractl: ReadaheadControl, index: int, *, random: bool, sequential: bool) -> None:
     """`do_sync_mmap_readahead`: a fault misses the cache. The page itself may still be missing afterwards."""
+    file = ractl.file
     if random or not file.ra_pages:
         return
     if sequential:
-        sync_readahead(holder, file, index, file.ra_pages, fill)
+        sync_readahead(ractl, index, file.ra_pages)
         return
     if file.mmap_miss < MMAP_LOTSAMISS * 10:
         file.mmap_miss += 1
@@ -66,65 +76,92 @@ def mmap_miss(
         return
     file.start = max(0, index - file.ra_pages // 2)
     file.size, file.async_size = file.ra_pages, file.ra_pages // 4
-    _read(holder, file.start, file.size, file.async_size, fill)
+    _read(ractl, file.start, file.size, file.async_size)
 
 
-def mmap_hit(holder: MemObject, file: OpenFile, index: int, *, random: bool, fill: Fill) -> bool:
+def mmap_hit(ractl: ReadaheadControl, index: int, *, random: bool) -> bool:
     """`do_async_mmap_readahead`: a fault finds its page. Whether it came to the mark, so that it is made
     again.
     """
+    file = ractl.file
     if random or not file.ra_pages:
         return False
     file.mmap_miss = max(0, file.mmap_miss - 1)
-    if index not in holder.ahead:
+    if index not in ractl.holder.ahead:
         return False
-    async_readahead(holder, file, index, file.ra_pages, fill)
+    async_readahead(ractl, index, file.ra_pages)
     return True
 
 
-def _ondemand(
-    holder: MemObject, file: OpenFile, index: int, nr_wanted: int, at_mark: bool, fill: Fill
-) -> None:
+def _ondemand(ractl: ReadaheadControl, index: int, nr_wanted: int, at_mark: bool) -> None:
     """`ondemand_readahead`."""
+    file = ractl.file
     before = replace(file)
     most = file.ra_pages
     if nr_wanted > most and most < IO_PAGES:
         most = min(nr_wanted, IO_PAGES)
-    if not _window(holder, file, index, nr_wanted, most, at_mark):
+    if ractl.in_two:
+        found = (
+            _at_mark(ractl, index, nr_wanted, most) if at_mark else _at_miss(ractl, index, nr_wanted, most)
+        )
+    else:
+        found = _window(ractl, index, nr_wanted, most, at_mark)
+    if not found:
         if not at_mark:
-            _read(holder, index, nr_wanted, 0, fill)
+            _read(ractl, index, nr_wanted, 0)
         return
-    if index == file.start and file.size == file.async_size:
+    done = _read(ractl, file.start, file.size, file.async_size)
+    if not done and index not in ractl.holder.pages:  # the read is made again when there is memory
+        file.start, file.size, file.async_size = before.start, before.size, before.async_size
+
+
+def _window(ractl: ReadaheadControl, index: int, nr_wanted: int, most: int, at_mark: bool) -> bool:
+    """The window to read, into the file's state. False: there is none, the read is one of many small ones."""
+    file = ractl.file
+    if index and (at_mark or index in (file.start + file.size - file.async_size, file.start + file.size)):
+        found = _at_mark(ractl, index, nr_wanted, most)
+    else:
+        found = _at_miss(ractl, index, nr_wanted, most)
+    if found and index == file.start and file.size == file.async_size:
         # The read would come to its own mark at once: what that brings is merged into this.
         more = _next_size(file.size, most)
         if file.size + more <= most:
             file.async_size, file.size = more, file.size + more
         else:
             file.size, file.async_size = most, most >> 1
-    done = _read(holder, file.start, file.size, file.async_size, fill)
-    if not done and index not in holder.pages:  # the read is made again when there is memory
-        file.start, file.size, file.async_size = before.start, before.size, before.async_size
+    return found
 
 
-def _window(holder: MemObject, file: OpenFile, index: int, nr_wanted: int, most: int, at_mark: bool) -> bool:
-    """The window to read, into the file's state. False: there is none, the read is one of many small ones."""
-    if index and index in (file.start + file.size - file.async_size, file.start + file.size):
+def _at_mark(ractl: ReadaheadControl, index: int, nr_wanted: int, most: int) -> bool:
+    """A reader is where the last window wanted it to be, or at the mark of somebody else's."""
+    file = ractl.file
+    expected = [file.start + file.size - file.async_size]
+    if not ractl.in_two:
+        expected.append(file.start + file.size)
+    if index in expected:
         file.start += file.size
         # Never less than it was, as stable kernels have it (6.1.176 does).
         file.size = file.async_size = max(file.size, _next_size(file.size, most))
         return True
-    if index and at_mark:
-        start = _next_miss(holder, index + 1, most)
-        if start - index > most:
-            return False
-        file.start = start
-        file.size = file.async_size = _next_size(start - index + nr_wanted, most)
-        return True
+    start = _next_miss(ractl.holder, index + 1, most)
+    if start - index > most:
+        return False
+    file.start = start
+    file.size = file.async_size = _next_size(start - index + nr_wanted, most)
+    return True
+
+
+def _at_miss(ractl: ReadaheadControl, index: int, nr_wanted: int, most: int) -> bool:
+    """The start of a file, a read larger than any window, or one that follows the last; otherwise by context."""
+    file = ractl.file
     sequential = file.next_read >= 0 and 0 <= index - file.next_read <= 1
     if index and nr_wanted <= most and not sequential:
-        return _from_context(holder, file, index, nr_wanted, most)
+        return _from_context(ractl.holder, file, index, nr_wanted, most)
     file.start, file.size = index, _first_size(nr_wanted, most)
-    file.async_size = file.size - nr_wanted if file.size > nr_wanted else file.size
+    if file.size > nr_wanted:
+        file.async_size = file.size - nr_wanted
+    else:
+        file.async_size = file.size >> 1 if ractl.in_two else file.size
     return True
 
 
@@ -172,16 +209,17 @@ def _next_size(size: int, most: int) -> int:
     return 2 * size if size <= most // 2 else most
 
 
-def _read(holder: MemObject, index: int, nr_pages: int, nr_ahead: int, fill: Fill) -> bool:
+def _read(ractl: ReadaheadControl, index: int, nr_pages: int, nr_ahead: int) -> bool:
     """`do_page_cache_ra`: the pages of [index, index + nr_pages) that are in the file and not cached; the one
     before the last `nr_ahead` gets the mark, if it is among them. False when memory must be waited for.
     """
+    holder = ractl.holder
     nr_pages = min(nr_pages, holder.nr_pages - index)
     for at in range(nr_pages):
         if index + at in holder.pages:
             continue
         try:
-            if fill(index + at) < 0:
+            if ractl.fill(index + at) < 0:
                 return True
         except NeedsExtent:
             return False
