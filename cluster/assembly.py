@@ -69,9 +69,12 @@ def build(entry: ParticipantPlan, resources: dict[str, np.ndarray]) -> Participa
     return Host(entry.spec, streams)
 
 
-def make_plan(config: Config) -> Plan:
-    """The plan of a configuration. Opens every recording; raises TraceError for one that is damaged."""
-    return _Assembly(config).plan()
+def make_plan(config: Config, story_events: int = 0) -> Plan:
+    """The plan of a configuration. Opens every recording; raises TraceError for one that is damaged.
+
+    `story_events`: most events that each host keeps of the story of its pages, which changes nothing else.
+    """
+    return _Assembly(config, story_events).plan()
 
 
 def host_address(name: str) -> str:
@@ -87,8 +90,9 @@ def device_address(name: str) -> str:
 class _Assembly:
     """The tables that grow while a configuration is walked."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, story_events: int) -> None:
         self.config = config
+        self.story_events = story_events
         self.resources: dict[str, np.ndarray] = {}
         #: Content sources of the run; a page names one by its position here plus one (0 is the zero page).
         self.sources: list[dict[str, Any]] = []
@@ -167,6 +171,7 @@ class _Assembly:
             "sysctl": _sysctl(host),
             "programs": programs,
             "streams": streams,
+            **({"story": self.story_events} if self.story_events else {}),
         }
         return ParticipantPlan(host_address(name), HOST, spec, tuple(sorted(set(needed))))
 

@@ -2,8 +2,8 @@
 
 `run.json` is what `privmem resume` starts from: `{"schema": 1, "status": "running" | "complete" |
 "interrupted" | "failed", "name", "digest", "config" (the effective configuration), "config_folder" (relative
-to this folder; recordings are relative to it), "checkpoint_every"}`. A run that was killed stays "running".
-A lock on the folder tells it from one that still runs.
+to this folder; recordings are relative to it), "checkpoint_every", "story_events"}`. A run that was killed stays
+"running". A lock on the folder tells it from one that still runs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class RunRecord:
     #: As handed in, absolute or relative to the working directory; relative to the run's folder on disk.
     config_folder: str
     checkpoint_every: int = 0
+    #: Most events of the story of each host's pages; 0 for no stories.
+    story_events: int = 0
     status: str = RUNNING
     digest: str = ""
     schema: int = field(default=SCHEMA)

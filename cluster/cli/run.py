@@ -17,6 +17,7 @@ from privmem.cluster.results import summary_text, write_results
 from privmem.cluster.results.table import format_table
 from privmem.cluster.runner import Outcome, Runner, RunOptions, Write
 from privmem.cluster.runtime import DEFAULT_RUNTIME, RUNTIMES
+from privmem.nodeagent.host.story import EVENTS_MAX
 
 STATUS_INTERRUPTED = 130
 
@@ -38,6 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--checkpoint-every", type=_count, default=0, metavar="N", help="write a checkpoint every N epochs"
+    )
+    parser.add_argument(
+        "--story",
+        type=_count,
+        nargs="?",
+        const=EVENTS_MAX,
+        default=0,
+        metavar="N",
+        help="keep the story of every page for `privmem why`: the last N events of each host (%(const)s)",
     )
     add_run_arguments(parser)
 
@@ -65,10 +75,9 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     check_out(args.out)
     config = load_config(args.config, args.overrides, args.seed, args.design)
-    plan = make_plan(config)
-    record = RunRecord(
-        config.name, config_to_plain(config), str(config.folder.resolve()), args.checkpoint_every
-    )
+    plan = make_plan(config, args.story)
+    folder = str(config.folder.resolve())
+    record = RunRecord(config.name, config_to_plain(config), folder, args.checkpoint_every, args.story)
     runner = Runner(plan, record, options_of(args, args.checkpoint_every), writer(config))
     return report(runner.run(out=args.out), as_json=args.json)
 

@@ -91,7 +91,7 @@ def _take(world: World, step: Step, design: str) -> list[tuple[str, list[str]]]:
     error, outcome = "", None
     story = world.kernel.memory.story
     if story is not None:
-        story.cause = f"line {step.line}, {step.actor}: {step.text}"
+        story.acts(f"line {step.line}, {step.actor}: {step.text}")
     try:
         outcome = step.call.run(world, step.actor)
     except OSError as failure:

@@ -10,7 +10,7 @@ from privmem.cluster.litmus.expectations import Claim, choose, nodes_of
 from privmem.cluster.litmus.steps import Call
 from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Stuck, World
-from privmem.nodeagent.host.story import REFUSED, Event, Place
+from privmem.nodeagent.host.story_events import REFUSED, Event, Place
 from privmem.scheduler.abi import PAGE_SHIFT
 
 #: Lines of the story of a page below a failure.

@@ -9,19 +9,35 @@ import errno
 import signal
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
 from privmem.cluster.errors import PrivmemError
 from privmem.cluster.oracle.ops import FILE_PAGES, REGION_PAGES, Op
 from privmem.cluster.oracle.recording import SETTINGS, Program
-from privmem.nodeagent.host import filemap, numa_syscalls, policy_calls, syscalls
+from privmem.nodeagent.host import (
+    file_io,
+    filemap,
+    madvise,
+    migrate_calls,
+    mlock,
+    move_calls,
+    mprotect,
+    numa_syscalls,
+    policy_calls,
+    swap,
+    syscalls,
+)
 from privmem.nodeagent.host.fault import FAULT_SIGBUS
-from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PTE_PRESENT
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PTE_PRESENT, PTE_ZERO
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.page_alloc import release_frames
+from privmem.nodeagent.host.pagecache import OpenFile
+from privmem.nodeagent.host.swap_area import is_swap_entry
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
+from privmem.scheduler.abi import PAGE_SHIFT
 from privmem.scheduler.cpuset import Cpuset
 from privmem.scheduler.topology import HostTopology, NodeTopology
 from privmem.scheduler.versions import LINUX_6_1, KernelVersion
@@ -31,7 +47,10 @@ _DISTANCES = ((10, 20, 30, 40), (20, 10, 20, 30), (30, 20, 10, 20), (40, 30, 20,
 _ALL_MEMS = 0b1111
 _NODES_WITH_CPU = 2
 _FIRST_VPN = 0x1000_0000_0000 >> 12
-_MADV_DONTNEED = 4
+#: Settings of a machine that may have any value.
+_FREE_SETTINGS = ("read_ahead_kb", "fault_around_bytes", "page_cluster")
+#: Pages of the swap area that a machine with `swap: ram` has.
+_SWAP_PAGES = (32 << 20) >> PAGE_SHIFT
 #: The kernels of which there are recordings.
 _VERSIONS = (LINUX_6_1, KernelVersion(6, 12))
 _SIGNALS = {0: 0, FAULT_SIGBUS: int(signal.SIGBUS), -errno.EFAULT: int(signal.SIGSEGV)}
@@ -94,20 +113,36 @@ def check_emulated(program: Program) -> None:
         versions = " and ".join(str(version) for version in _VERSIONS)
         raise NotEmulated(f"Linux {program.kernel}; this emulator is Linux {versions}")
     for name, value in program.machine.items():
-        if value != SETTINGS[name]:
+        if (name, value) == ("swap", "ram"):
+            continue
+        if value != SETTINGS[name] and name not in _FREE_SETTINGS:
             raise NotEmulated(f"a machine with {name} {value}")
 
 
 class Machine:
     """The machine with one fresh task. `first_inodes`: by CPU, the number of the next shared mapping's inode;
-    `linux`: the kernel that it runs.
+    `linux`: the kernel that it runs; `settings`: what is different from the usual machine.
     """
 
     def __init__(
-        self, first_inodes: Mapping[int, int] | None = None, linux: KernelVersion = LINUX_6_1
+        self,
+        first_inodes: Mapping[int, int] | None = None,
+        linux: KernelVersion = LINUX_6_1,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        knobs = Sysctl(NumaBalancing(mode=0), demotion_enabled=False, linux=linux)
+        chosen = SETTINGS | dict(settings or {})
+        knobs = Sysctl(
+            NumaBalancing(mode=0),
+            demotion_enabled=False,
+            readahead_pages=int(chosen["read_ahead_kb"]) >> 2,
+            fault_around_pages=int(chosen["fault_around_bytes"]) >> PAGE_SHIFT,
+            zero_page=True,
+            linux=linux,
+        )
         self.memory = Memory(_topology(), _specs(), knobs)
+        if chosen["swap"] == "ram":
+            page_cluster = int(chosen["page_cluster"])
+            swap.swapon(self.memory, _SWAP_PAGES - 1, synchronous=True, page_cluster=page_cluster)
         self.task = Task(1, 0, self.memory.resolver)
         self.group = Cpuset(_ALL_MEMS, _ALL_MEMS)
         cache = self.memory.page_cache
@@ -141,9 +176,17 @@ class Machine:
         return syscalls.touch(self.memory, self.task, vpn_of(region, offset), pages, how == "w")
 
     def madvise(self, region: int, offset: int, pages: int, advice: int) -> int:
-        if advice != _MADV_DONTNEED:
-            raise NotEmulated(f"madvise with advice {advice}")
-        return syscalls.madvise_dontneed(self.memory, self.task, vpn_of(region, offset), pages)
+        return madvise.madvise(self.memory, self.task, vpn_of(region, offset), pages, advice)
+
+    def protect(self, region: int, offset: int, pages: int, rights: str) -> int:
+        prot = (mprotect.PROT_READ if "r" in rights else 0) | (mprotect.PROT_WRITE if "w" in rights else 0)
+        return mprotect.mprotect(self.memory, self.task, vpn_of(region, offset), pages, prot)
+
+    def mlock(self, region: int, offset: int, pages: int, flags: int) -> int:
+        return mlock.mlock(self.memory, self.task, vpn_of(region, offset), pages, flags)
+
+    def munlock(self, region: int, offset: int, pages: int) -> int:
+        return mlock.munlock(self.memory, self.task, vpn_of(region, offset), pages)
 
     def forkwrite(self, region: int, offset: int, pages: int) -> str:
         child = syscalls.fork(self.memory, self.task, 2)
@@ -170,7 +213,7 @@ class Machine:
         for vpn in range(vpn_of(region, offset), vpn_of(region, offset + pages)):
             vma = self.task.mm.find(vpn)
             entry = int(self.memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
-            found.append(int(bool(entry & PTE_PRESENT)))
+            found.append(2 if is_swap_entry(entry) else int(bool(entry & PTE_PRESENT) or entry == PTE_ZERO))
         return run_lengths(found)
 
     def hold(self) -> int:
@@ -189,11 +232,11 @@ class Machine:
         return self._where(self.task, region, offset, pages)
 
     def _where(self, task: Task, region: int, offset: int, pages: int) -> str:
-        return f"0 {run_lengths(numa_syscalls.query_range(self.memory, task, vpn_of(region, offset), pages))}"
+        return f"0 {run_lengths(move_calls.query_range(self.memory, task, vpn_of(region, offset), pages))}"
 
     def order(self, region: int, offset: int, pages: int) -> str:
         """Nodes of the pages in order of their first appearance."""
-        found = numa_syscalls.query_range(self.memory, self.task, vpn_of(region, offset), pages)
+        found = move_calls.query_range(self.memory, self.task, vpn_of(region, offset), pages)
         nodes = dict.fromkeys(nid for nid in found if nid >= 0)
         return f"0 {','.join(map(str, nodes)) or '-'}"
 
@@ -209,11 +252,11 @@ class Machine:
         turns = (nodes,) if isinstance(nodes, int) else nodes
         targets = [turns[at % len(turns)] for at in range(pages)]
         vpns = list(range(start, start + pages))
-        error, status = numa_syscalls.move_pages(self.memory, self.task, vpns, targets, flags)
+        error, status = move_calls.move_pages(self.memory, self.task, vpns, targets, flags)
         return f"{error} {run_lengths(status)}"
 
     def migrate(self, old: int, new: int) -> int:
-        return numa_syscalls.migrate_pages(self.memory, self.task, old, new)
+        return migrate_calls.migrate_pages(self.memory, self.task, old, new)
 
     def getpol(self) -> str:
         return _policy_line(numa_syscalls.get_mempolicy(self.memory, self.task))
@@ -251,13 +294,23 @@ class Machine:
         return filemap.read_pages(self.memory, self.task, self.files[file], offset, pages)
 
     def faults(self, region: int, offset: int, pages: int, how: str) -> str:
-        count = self.memory.vmstat.count
-        before, hard_before = count["pgfault"], count["pgmajfault"]
+        soft, hard = self.task.min_flt, self.task.maj_flt
         error = self.touch(region, offset, pages, how)
-        if error:
-            return str(error)
-        hard = count["pgmajfault"] - hard_before
-        return f"{count['pgfault'] - before - hard} {hard}"
+        return str(error) if error else f"{self.task.min_flt - soft} {self.task.maj_flt - hard}"
+
+    def freadv(self, file: int, offset: int, pages: int) -> int:
+        return file_io.read(self.memory, self.task, self._opened(file), offset, pages)
+
+    def fwrite(self, file: int, offset: int, pages: int) -> int:
+        opened = self._opened(file)
+        wrote = [file_io.write(self.memory, self.task, opened, offset + at, 1) for at in range(pages)]
+        return sum(wrote)
+
+    def fadvise(self, file: int, offset: int, pages: int, advice: int) -> int:
+        return file_io.fadvise(self.memory, self.task, self._opened(file), offset, pages, advice)
+
+    def _opened(self, file: int) -> OpenFile:
+        return self.memory.page_cache.opened(self.files[file])
 
     def cached(self, file: int, offset: int, pages: int) -> str:
         """The node of each page of a file; -2 where it is not cached."""

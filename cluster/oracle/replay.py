@@ -96,7 +96,7 @@ def _interleaves(op: Op) -> bool:
 
 
 def _replay_with(program: Program, inodes: tuple[tuple[int, int], ...], validate: bool) -> Verdict:
-    machine = Machine(dict(inodes), linux_of(program))
+    machine = Machine(dict(inodes), linux_of(program), program.machine)
     for number, (op, expected) in enumerate(zip(program.ops, program.results, strict=True)):
         try:
             got = machine.run(op)

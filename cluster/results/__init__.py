@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from privmem.cluster.errors import ConfigError
+from privmem.cluster.results.stories import write_stories
 from privmem.scheduler import plain
 
 if TYPE_CHECKING:  # Arrow takes a while to load, and `privmem validate` needs none of it
@@ -59,12 +60,13 @@ def write_results(folder: Path, result: RunResult, config_plain: dict[str, Any])
     from privmem.cluster.results.series import tables_of, write_table
 
     tables = tables_of(result.samples)
-    _write_text(folder / SUMMARY, summary_text(result.summary))
+    summary = write_stories(folder, result.summary)
+    _write_text(folder / SUMMARY, summary_text(summary))
     _write_text(folder / CONFIG, _CONFIG_HEAD + yaml.safe_dump(config_plain, sort_keys=False))
     _write_text(folder / DIGESTS, _json(digests_of(result)))
     for name, table in tables.items():
         _replace(folder / f"{name}.parquet", partial(write_table, table))
-    _write_text(folder / REPORT, render_report(result.summary, tables, config_plain))
+    _write_text(folder / REPORT, render_report(summary, tables, config_plain))
 
 
 def load_results(folder: str | os.PathLike[str]) -> Results:

@@ -12,12 +12,14 @@ from privmem.nodeagent.host.layout import (
     PG_HELD,
     PG_LRU,
     PG_OBJECT,
+    PG_SWAPCACHE,
     PG_UNINVITED,
     PTE_PFN_SHIFT,
     PTE_PRESENT,
     PTE_WRITABLE,
 )
 from privmem.nodeagent.host.memory import Memory, Node
+from privmem.nodeagent.host.swap_area import swap_entries
 from privmem.scheduler.abi import Reason
 from privmem.scheduler.errors import InvariantError
 from privmem.scheduler.zonelist import AllocRequest
@@ -31,6 +33,7 @@ def validate_memory(memory: Memory) -> None:
         _check_lists(memory, node)
         _check_isolation(memory, node)
     _check_mappings(memory)
+    _check_swap(memory)
     _check_huge(memory)
 
 
@@ -137,8 +140,29 @@ def _check_mappings(memory: Memory) -> None:
     _require(np.array_equal(by_table, by_rmap), "a page-table entry is missing in the reverse map")
     allocated = (frames.flags & PG_ALLOCATED) != 0
     _require(not np.any((by_table > 0) & ~allocated), "a frame that is not allocated is mapped")
-    lost = allocated & (by_table == 0) & ((frames.flags & (PG_OBJECT | PG_HELD)) == 0)
+    lost = allocated & (by_table == 0) & ((frames.flags & (PG_OBJECT | PG_HELD | PG_SWAPCACHE)) == 0)
     _require(not lost.any(), f"{int(lost.sum())} anonymous frames are mapped nowhere")
+
+
+def _check_swap(memory: Memory) -> None:
+    """Entries and objects that name a slot are as many as it counts; the swap cache is what the frames say."""
+    area, flags = memory.swap, memory.frames.flags
+    pte = memory.page_table.pte[: memory.page_table.nr_slots]
+    counted = np.bincount(pte[swap_entries(pte)] >> PTE_PFN_SHIFT, minlength=area.nr_pages + 1)
+    for holder in memory.page_cache.objects.values():
+        for slot in holder.swapped.values():
+            counted[slot] += 1
+        _require(not holder.pages.keys() & holder.swapped.keys(), "a page is cached and on swap at once")
+    _require(np.array_equal(counted, area.count), "users of swap slots do not add up")
+    in_cache = np.zeros(area.nr_pages + 1, dtype=bool)
+    in_cache[list(area.cache)] = True
+    used = int(np.count_nonzero((counted > 0) | in_cache))
+    _require(used == area.used, f"{used} slots of the swap area are in use, {area.used} were counted")
+    cached = np.flatnonzero(flags & PG_SWAPCACHE).tolist()
+    _require(sorted(area.slot_of) == cached, "the swap cache and the frames disagree")
+    _require(all(area.cache[area.slot_of[pfn]] == pfn for pfn in cached), "the swap cache contradicts itself")
+    both = np.flatnonzero((flags & (PG_SWAPCACHE | PG_OBJECT)) == PG_SWAPCACHE | PG_OBJECT)
+    _require(not len(both), "a page is in the swap cache and in its object at once")
 
 
 def _check_huge(memory: Memory) -> None:

@@ -2,31 +2,46 @@
 
 Models `__alloc_pages` of Linux 6.1 for one folio of a higher order: the fast path at the low watermark, then, for
 a caller that may wait, direct compaction of each candidate node (`__alloc_pages_direct_compact`) and a try at
-min. Which nodes are candidates was decided as for single pages. Left out: reclaim for a higher order, and
-extents of a pool: a huge page never makes the host ask for one; its caller falls back to single pages, which do.
+min, and for one that asks for more, reclaim until compaction has room to work, and compaction again. Which nodes
+are candidates was decided as for single pages. Left out: extents of a pool: a huge page never makes the host ask
+for one; its caller falls back to single pages, which do.
 """
 
 from __future__ import annotations
 
 import errno
+from enum import IntEnum
 
 import numpy as np
 
 from privmem.nodeagent.host import compaction
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
-from privmem.nodeagent.host.page_alloc import AllocContext, release_frames, zone_statistics
+from privmem.nodeagent.host.page_alloc import (
+    MAX_RECLAIM_RETRIES,
+    AllocContext,
+    release_frames,
+    zone_statistics,
+)
 from privmem.scheduler.isolation import Service
 
 
-def alloc_block(memory: Memory, ctx: AllocContext, order: int, compact: bool) -> int:
-    """First frame of an aligned block for `ctx`, allocated and with its origin noted, or -ENOMEM.
+class Effort(IntEnum):
+    """What a caller lets be done for a block."""
 
-    `compact`: the caller waits for compaction (`__GFP_DIRECT_RECLAIM`).
-    """
+    LIGHT = 0  # take what is free (GFP_TRANSHUGE_LIGHT)
+    COMPACT = 1  # compact once (`__GFP_DIRECT_RECLAIM` with `__GFP_NORETRY`)
+    RECLAIM = 2  # reclaim and compact once more (GFP_TRANSHUGE)
+    RETRY = 3  # again, as long as reclaim gets on (`__GFP_RETRY_MAYFAIL`)
+
+
+def alloc_block(memory: Memory, ctx: AllocContext, order: int, effort: Effort) -> int:
+    """First frame of an aligned block for `ctx`, allocated and with its origin noted, or -ENOMEM."""
     pfn = _from_zones(memory, ctx, order, "low_pages")
-    if pfn < 0 and compact and ctx.zones:
+    if pfn < 0 and effort and ctx.zones:
         pfn = _after_compaction(memory, ctx, order)
+    if pfn < 0 and effort >= Effort.RECLAIM and ctx.zones:
+        pfn = _after_reclaim(memory, ctx, order, MAX_RECLAIM_RETRIES if effort is Effort.RETRY else 1)
     if pfn >= 0:
         mark_block(memory, ctx, pfn, 1 << order)
         nid = memory.frames.nid_of(pfn)
@@ -62,6 +77,31 @@ def _after_compaction(memory: Memory, ctx: AllocContext, order: int) -> int:
     pfn = _from_zones(memory, ctx, order, "min_pages")
     memory.vmstat.add("compact_success" if pfn >= 0 else "compact_fail")
     return pfn
+
+
+def _after_reclaim(memory: Memory, ctx: AllocContext, order: int, tries: int) -> int:
+    """`__alloc_pages_direct_reclaim`, until some node has twice the block free above its low watermark
+    (`compact_gap`), and `should_compact_retry`.
+    """
+    from privmem.nodeagent.host import reclaim  # both need each other, as in the kernel
+
+    for _ in range(tries):
+        progress = 0
+        while not any(_can_compact(memory.nodes[nid], order) for nid in ctx.zones):
+            memory.vmstat.add("allocstall")
+            freed = reclaim.direct_reclaim(memory, ctx.zones)
+            progress += freed
+            if not freed:
+                break
+        pfn = _after_compaction(memory, ctx, order)
+        if pfn >= 0 or not progress:
+            return pfn
+    return -errno.ENOMEM
+
+
+def _can_compact(node: Node, order: int) -> bool:
+    """`compaction_suitable`: free memory enough to move pages about."""
+    return node.free_pages > node.wmark.low_pages + (2 << order)
 
 
 def mark_block(memory: Memory, ctx: AllocContext, first: int, nr_pages: int, flags: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Page faults of anonymous memory, and the way to the other kinds.
- Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects
+
+Models `handle_mm_fault` of Linux 6.1: `do_anonymous_page`, `do_wp_page`, `do_numa_page`. Faults on objects
 (files, shared memory) are in filemap.py. A read of untouched anonymous memory maps the zero page, which has
 no frame here, or gets a page of its own, as `Sysctl.zero_page` says.
 """
@@ -10,12 +11,23 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import cram, huge_split, hugetlb_map, mlocked, numa_balancing, pagetables, thp
+from privmem.nodeagent.host import (
+    cram,
+    huge_split,
+    hugetlb_map,
+    mlocked,
+    numa_balancing,
+    pagetables,
+    swap_cache,
+    thp,
+)
 from privmem.nodeagent.host.accessed import mark_accessed
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
 from privmem.nodeagent.host.drivers.owner import device_context
 from privmem.nodeagent.host.layout import (
     PG_DIRTY,
+    PG_EXCLUSIVE,
+    PG_SWAPCACHE,
     PG_UNEVICTABLE,
     PTE_ACCESSED,
     PTE_DIRTY,
@@ -28,7 +40,8 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import store_content
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
-from privmem.nodeagent.host.page_alloc import alloc_page, free_page
+from privmem.nodeagent.host.page_alloc import alloc_beside, alloc_page, free_page, free_unused_page
+from privmem.nodeagent.host.swap_area import is_swap_entry, swap_entries
 from privmem.nodeagent.host.task import Task
 
 #: What a fault that ends in SIGBUS answers; -EFAULT stands for SIGSEGV, -ENOMEM for the OOM killer's turn.
@@ -73,6 +86,10 @@ def _not_present(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         return -errno.ENOMEM
     if vma.slot_of(vpn) in memory.high_order.poison_slots:
         return FAULT_SIGBUS
+    if is_swap_entry(int(memory.page_table.pte[vma.slot_of(vpn)])):
+        from privmem.nodeagent.host import swap  # likewise
+
+        return swap.swap_fault(memory, task, vma, vpn, is_write)
     if vma.kind != VMA_ANON:
         from privmem.nodeagent.host import filemap  # both need each other, as in the kernel
 
@@ -103,6 +120,7 @@ def map_page(memory: Memory, slot: int, pfn: int, *, writable: bool, dirty: bool
     node = memory.nodes[memory.frames.nid_of(pfn)]
     writable = writable and not node.fenced
     flags = PTE_PRESENT | PTE_ACCESSED | (PTE_WRITABLE if writable else 0)
+    memory.frames.flags[pfn] |= np.uint16(PG_EXCLUSIVE)
     add_mapping(memory, slot, pfn, flags | (PTE_DIRTY if dirty and writable else 0))
     memory.lru_add(pfn)
     if node.spec.stores:
@@ -163,6 +181,7 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
         memory.vmstat.add("pgreuse")
         return WP_FAULT_NS
     if _is_mine(memory, task, pfn):
+        memory.frames.flags[pfn] |= np.uint16(PG_EXCLUSIVE)
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
         memory.vmstat.add("pgreuse")
         return WP_FAULT_NS
@@ -175,16 +194,25 @@ def _is_mine(memory: Memory, task: Task, pfn: int) -> bool:
     """
     if not memory.mapped_once(pfn) or memory.is_object_page(pfn):
         return False
-    return not memory.lru_batches.held_elsewhere(pfn, task.cpu)
+    flags = int(memory.frames.flags[pfn])
+    if flags & PG_EXCLUSIVE:
+        return True
+    if memory.lru_batches.held_elsewhere(pfn, task.cpu):
+        return False
+    return not flags & PG_SWAPCACHE or swap_cache.free_swap(memory, pfn)
 
 
 def _copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     """`wp_page_copy`: the writer gets a copy of its own."""
-    new = alloc_page(memory, task.alloc_context(vma, vpn))
+    slot = vma.slot_of(vpn)
+    old = int(memory.page_table.pte[slot]) >> PTE_PFN_SHIFT
+    new = alloc_beside(memory, task.alloc_context(vma, vpn), old)
     if new < 0:
         return new
-    slot = vma.slot_of(vpn)
-    old = remove_mapping(memory, slot)  # not what it was before the allocation, if that reclaimed
+    if not int(memory.page_table.pte[slot]) & PTE_PRESENT:  # the allocation reclaimed the page: fault again
+        free_unused_page(memory, new)
+        return FAULT_NS
+    old = remove_mapping(memory, slot)  # not what it was before the allocation, if that demoted it
     memory.frames.version[new] = memory.frames.version[old]
     map_page(memory, slot, new, writable=True, dirty=True)
     memory.lru_batches.add(task.cpu, new)
@@ -194,8 +222,12 @@ def _copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
 
 
 def drop_if_unused(memory: Memory, pfn: int) -> None:
-    """Free an anonymous frame that nobody maps any more; pages of objects stay with their object."""
+    """Free an anonymous frame that nobody maps any more; pages of objects stay with their object, those that
+    somebody has on swap in the swap cache (`free_swap_cache`).
+    """
     if int(memory.frames.rmap[pfn]) == 0 and not memory.is_object_page(pfn):
+        if memory.frames.flags[pfn] & np.uint16(PG_SWAPCACHE) and not swap_cache.free_swap(memory, pfn):
+            return
         memory.lru_del(pfn)
         free_page(memory, pfn)
 
@@ -215,5 +247,8 @@ def unmap_range(memory: Memory, vma: Vma, cpu: int = 0) -> None:
         if used and memory.is_object_page(pfn):
             mark_accessed(memory, cpu, pfn)
         drop_if_unused(memory, pfn)
+    for offset in swap_entries(pte).tolist() if memory.swap.nr_pages else ():
+        swap_cache.free_swap_and_cache(memory, int(pte[offset]) >> PTE_PFN_SHIFT)
+        pte[offset] = 0
     pte[pte == PTE_ZERO] = 0
     memory.lru_batches.drain(cpu)  # `free_pages_and_swap_cache`

@@ -31,7 +31,13 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import store_content
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
-from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_page, free_unused_page
+from privmem.nodeagent.host.page_alloc import (
+    AllocContext,
+    alloc_beside,
+    alloc_page,
+    free_page,
+    free_unused_page,
+)
 from privmem.nodeagent.host.pagecache import DEVICE, FILE, HUGETLB, SHMEM, MemObject, OpenFile
 from privmem.nodeagent.host.readahead import ReadaheadControl
 from privmem.nodeagent.host.task import Task
@@ -73,7 +79,7 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
         if not is_write and _map_around(memory, vma, vpn, holder):
             return FAULT_NS
     if is_write and vma.private:
-        own = alloc_page(memory, task.context_of(*vma_request(memory, task, vma, vpn)))
+        own = alloc_beside(memory, task.context_of(*vma_request(memory, task, vma, vpn)), pfn)
         if own < 0:
             return own
         if index not in holder.pages:  # the allocation reclaimed it: fault again

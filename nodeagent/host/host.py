@@ -19,6 +19,7 @@ from privmem.nodeagent.host.memory import NUMASTAT, Memory, Node, NodeSpec, Numa
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.program import AccessStream, Program, ProgramSpec
 from privmem.nodeagent.host.reclaim import run_kswapd
+from privmem.nodeagent.host.story import Story
 from privmem.nodeagent.host.task import Task, set_boot_policy
 from privmem.scheduler.errors import ProtocolError
 from privmem.scheduler.messages import (
@@ -45,8 +46,8 @@ class Host:
     """One emulated Linux host.
 
     `spec` is plain data: {"name", "scheduler", "slice_ns", "sample_every", "design", "topology", "nodes":
-    [NodeSpec fields], "sysctl": {...}, "programs": [ProgramSpec fields and "policy"]}; `streams` the access
-    stream of each program, in order.
+    [NodeSpec fields], "sysctl": {...}, "programs": [ProgramSpec fields and "policy"]} and, if the story of its
+    pages is to be kept, "story": most events of it; `streams` the access stream of each program, in order.
     """
 
     def __init__(self, spec: dict[str, Any], streams: Sequence[AccessStream]) -> None:
@@ -57,6 +58,10 @@ class Host:
         sysctl = Sysctl(numa_balancing=NumaBalancing(**knobs.pop("numa_balancing")), **knobs)
         topology = HostTopology.from_spec(spec["topology"])
         self.memory = Memory(topology, [NodeSpec(**n) for n in spec["nodes"]], sysctl, spec["design"])
+        #: Most events of the story of its pages that are kept; 0 for no story.
+        story_events = spec.get("story", 0)
+        if story_events:
+            self.memory.story = Story(self.memory, events_max=story_events)
         self._node_of_device = {n.spec.device: n for n in self.memory.nodes.values()}
         self.programs: list[Program] = []
         for entry, stream in zip(spec["programs"], streams, strict=True):
@@ -144,6 +149,7 @@ class Host:
             program = self.programs[turn]
             if program.ended:
                 return
+            self._acts(program.spec.name)
             program.time_ns = max(program.time_ns, self.slice_start_ns)
             program.run(memory, until)
             while memory.out_of_memory:
@@ -154,16 +160,25 @@ class Host:
         turn -= len(self.programs)
         nodes = sorted(memory.nodes)
         if turn < len(nodes):
+            self._acts("the kernel")
             run_kswapd(memory, memory.nodes[nodes[turn]], until - self.slice_start_ns)
             return
+        self._acts("the kernel")
         for program in self.programs:
             if not program.ended:
                 numa_balancing.scan(memory, program.task, memory.numa_balancing)
         far_memory.sample(memory)
 
+    def _acts(self, who: str) -> None:
+        """For the story of pages."""
+        if self.memory.story is not None:
+            self.memory.story.acts(who)
+
     def _request_extent(self, nid: int, until: int) -> None:
         memory = self.memory
         node = memory.nodes[nid]
+        if memory.story is not None:
+            memory.story.waits(f"waits for the pool: node {nid} needs an extent")
         memory.now_ns = min(memory.now_ns, until)
         memory.vmstat.add("extents_requested")
         self.waiting_nid = nid
@@ -250,6 +265,7 @@ class Host:
             "waiting_nid": self.waiting_nid,
             "sent_traffic": dict(self.sent_traffic),
             "seen_accesses": self.seen_accesses.copy(),
+            **({"story": self.memory.story.snapshot()} if self.memory.story is not None else {}),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -262,6 +278,8 @@ class Host:
             setattr(self, name, snapshot[name])
         self.sent_traffic = dict(snapshot["sent_traffic"])
         self.seen_accesses[:] = snapshot["seen_accesses"]
+        if self.memory.story is not None and "story" in snapshot:
+            self.memory.story.restore(snapshot["story"])
 
     def counters(self) -> dict[str, int]:
         """Events, accesses and clocks: whatever the host does moves one of them."""
@@ -295,7 +313,13 @@ class Host:
             }
             for p in self.programs
         }
-        return {"vmstat": dict(self.memory.vmstat.count), "nodes": nodes, "processes": programs}
+        told = self.memory.story
+        return {
+            "vmstat": dict(self.memory.vmstat.count),
+            "nodes": nodes,
+            "processes": programs,
+            **({"story": told.snapshot()} if told is not None else {}),
+        }
 
     def validate(self) -> None:
         """Every frame in exactly one state, counters equal to a recount, nothing where its node forbids it."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from privmem.nodeagent.host import contig
-from privmem.nodeagent.host.blocks import alloc_block, free_block
+from privmem.nodeagent.host.blocks import Effort, alloc_block, free_block
 from privmem.nodeagent.host.high_order import HugePool
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory
@@ -111,7 +111,7 @@ def _fresh_page(memory: Memory, pool: HugePool, nid: int) -> int:
     context = AllocContext(
         resolution.zones, Reason.HUGETLB, uninvited=resolution.uninvited, request=request, cpu_nid=nid
     )
-    head = alloc_block(memory, context, pool.order, compact=True)
+    head = alloc_block(memory, context, pool.order, Effort.RETRY)
     if head >= 0:
         memory.frames.flags[head : head + pool.nr_pages] |= np.uint16(PG_HELD)
     return head

@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 
 from privmem.nodeagent.host import thp
-from privmem.nodeagent.host.blocks import alloc_block
+from privmem.nodeagent.host.blocks import Effort, alloc_block, free_block
 from privmem.nodeagent.host.fault import drop_if_unused, handle_fault, remove_mapping
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import (
@@ -31,6 +31,7 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
 from privmem.nodeagent.host.page_alloc import AllocContext
+from privmem.nodeagent.host.swap_area import swap_entries
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import PAGEBLOCK_ORDER, Reason
@@ -157,6 +158,9 @@ def collapse(memory: Memory, task: Task, vma: Vma, base: int, daemon: bool) -> S
         memory.vmstat.add("thp_collapse_alloc_failed")
         return Scan.ALLOC_HUGE_PAGE_FAIL
     memory.vmstat.add("thp_collapse_alloc")
+    if len(swap_entries(memory.page_table.pte[slot : slot + HPAGE_PAGES])):  # by the reclaim for the block
+        free_block(memory, head, HPAGE_PAGES)
+        return Scan.FAIL
     _copy(memory, vma, slot, head)
     return Scan.SUCCEED
 
@@ -220,7 +224,7 @@ def _alloc(memory: Memory, task: Task, load: dict[int, int], daemon: bool) -> in
         request=request,
     )
     waits = not daemon or memory.high_order.thp.khugepaged_defrag
-    return alloc_block(memory, context, PAGEBLOCK_ORDER, waits)
+    return alloc_block(memory, context, PAGEBLOCK_ORDER, Effort.RECLAIM if waits else Effort.LIGHT)
 
 
 def _copy(memory: Memory, vma: Vma, slot: int, head: int) -> None:

@@ -18,6 +18,10 @@ PTE_PROTNONE = 16  # NUMA balancing took the access right to see the next access
 PTE_PFN_SHIFT = 5
 #: The whole entry of the shared zero page, which has no frame here, and so no PRESENT. A write gets a page.
 PTE_ZERO = PTE_ACCESSED
+#: In an entry without PRESENT: the page is on swap, the frame number is that of its slot (swap_area.py).
+PTE_SWAP = PTE_DIRTY
+#: With PTE_SWAP: no other process had the page (`pte_swp_exclusive`).
+PTE_SWP_EXCLUSIVE = PTE_WRITABLE
 PTE_FLAGS = (1 << PTE_PFN_SHIFT) - 1
 FRAMES_MAX = 1 << (32 - PTE_PFN_SHIFT)
 
@@ -26,11 +30,15 @@ PG_ALLOCATED = 1  # somebody owns it; clear: free in the buddy, or offline
 PG_LRU = 2
 PG_ACTIVE = 4
 PG_REFERENCED = 8
-PG_FILE = 16  # on the file lists (page cache that is not shmem)
+PG_FILE = (
+    16  # on the file lists: page cache that is not shmem; anonymous pages after MADV_FREE (not swap-backed)
+)
 PG_DIRTY = 64  # written through a mapping that is gone; the others say so in their PTE
 PG_UNINVITED = 128  # on a private node that did not invite the request: a leak (`Design.invited`)
 PG_HELD = 256  # held by a driver or the kernel: mapped or not, on no LRU list, never reclaimed or moved
 PG_UNEVICTABLE = 512  # mlocked: on the list that reclaim does not scan
+PG_SWAPCACHE = 1024  # the swap cache knows it: a slot of the swap area holds, or will hold, the same
+PG_EXCLUSIVE = 2048  # anonymous, of one process alone, which may write it in place (PG_anon_exclusive)
 PG_OBJECT = 32  # belongs to a file or shared-memory object: `object_id`, `object_index` say where
 
 # LRU lists of node `nid` are rows nid * NR_LRU_LISTS + one of these (`enum lru_list`).

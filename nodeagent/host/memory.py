@@ -26,6 +26,7 @@ from privmem.nodeagent.host.outgoing import Outgoing
 from privmem.nodeagent.host.pagecache import PageCache
 from privmem.nodeagent.host.resolve import Resolver
 from privmem.nodeagent.host.story import Story
+from privmem.nodeagent.host.swap_area import SwapArea
 from privmem.nodeagent.host.vmstat import Vmstat
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import MAX_NUMNODES, Reason
@@ -80,6 +81,7 @@ class Sysctl:
 
     numa_balancing: NumaBalancing
     demotion_enabled: bool = True  # /sys/kernel/mm/numa/demotion_enabled
+    swappiness: int = 60  # vm.swappiness, 0 to 200
     watermark_scale_factor: int = 10  # vm.watermark_scale_factor
     min_free_kbytes: int | None = None  # vm.min_free_kbytes; None is what the kernel computes
     #: Readahead of files (`read_ahead_kb` of the disk, 32 pages in Linux), and pages that a read fault maps around
@@ -105,6 +107,8 @@ class Node:
         self.managed_pages = 0
         self.wmark = Watermarks(0, 0, 0, 0)
         self.kswapd_awake = False
+        #: Its owner lets no page migrate here: no demotion comes (compressed RAM service, `migration_blocked`).
+        self.migration_blocked = False
         self.read_ns = spec.read_ns
         self.write_ns = spec.write_ns
         #: Pages that the storing device still takes for certain (see messages.PagesStored).
@@ -146,6 +150,7 @@ class Memory:
         self.lru_batches = LruBatches()
         #: Slots of mlocked VMAs.
         self.locked_slots = LockedSlots()
+        self.swap = SwapArea()
         #: Huge mappings, pools, contiguous ranges, pins, poison.
         self.high_order = HighOrder()
         self.vmstat = Vmstat()
@@ -160,15 +165,22 @@ class Memory:
         self.rate_window_start = 0
         #: When the drivers look at accessed bits next.
         self.next_sample_ns = 0
+        #: Frame that whoever allocates now has a reference to; -1 for none. No state: it ends with the allocation.
+        self.in_use = -1
         #: Set by a fault that found no memory, taken back by the OOM killer.
         self.out_of_memory = False
         #: Node -> demotion targets in the order in which they are tried; nodes of the fastest tier.
         self.demotion_targets: dict[int, tuple[int, ...]] = {}
+        #: How many of them are equally near, and how often one of those was chosen.
+        self.demotion_preferred: dict[int, int] = {}
+        self.demotion_turn = -1
         self.top_tier: frozenset[int] = frozenset()
         lists = NR_LRU_LISTS * MAX_NUMNODES
         self.lru_head = np.full(lists, NIL, dtype=np.int32)
         self.lru_tail = np.full(lists, NIL, dtype=np.int32)
         self.lru_size = np.zeros(lists, dtype=np.int64)
+        #: Evictions and activations of a node's file pages: the clock of refault distances (mm/workingset.c).
+        self.nonresident_age = np.zeros(MAX_NUMNODES, dtype=np.int64)
         self.numastat = np.zeros((MAX_NUMNODES, len(NUMASTAT)), dtype=np.int64)
         #: Accesses by node: reads, writes.
         self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
@@ -204,7 +216,20 @@ class Memory:
         terminal = nodemask.of(nid for nid, node in self.nodes.items() if node.spec.compressed)
         table = self.resolver.tiers(self.demotion_enabled, terminal)
         self.demotion_targets = {nid: self.resolver.demotion_targets(table, nid) for nid in self.nodes}
+        self.demotion_preferred = {nid: len(table.targets.get(nid, ())) for nid in self.nodes}
         self.top_tier = frozenset(nodemask.nodes(table.toptier))
+
+    def next_demotion_nodes(self, nid: int) -> tuple[int, ...]:
+        """`next_demotion_node` and the nodes that follow it. Where the kernel draws among equally near targets,
+        they take turns.
+        """
+        targets = self.demotion_targets.get(nid, ())
+        equals = min(self.demotion_preferred.get(nid, 0), len(targets))
+        if equals < 2:
+            return targets
+        self.demotion_turn += 1
+        turn = self.demotion_turn % equals
+        return (*targets[turn:equals], *targets[:turn], *targets[equals:])
 
     def _add_node(self, spec: NodeSpec) -> None:
         start = self.frames.start_pfn[spec.nid]
@@ -306,15 +331,18 @@ class Memory:
             "page_cache": self.page_cache.snapshot(),
             "lru_batches": self.lru_batches.snapshot(),
             "locked_slots": self.locked_slots.snapshot(),
+            "swap": self.swap.snapshot(),
             "high_order": self.high_order.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
             "charge_ns": self.charge_ns,
             "next_sample_ns": self.next_sample_ns,
+            "demotion_turn": self.demotion_turn,
             "rate_window": [self.rate_window_ns, self.rate_window_start],
             "lru_head": self.lru_head.copy(),
             "lru_tail": self.lru_tail.copy(),
             "lru_size": self.lru_size.copy(),
+            "nonresident_age": self.nonresident_age.copy(),
             "numastat": self.numastat.copy(),
             "nr_accesses": self.nr_accesses.copy(),
             "outgoing": self.outgoing.snapshot(),
@@ -329,13 +357,15 @@ class Memory:
         self.page_cache.restore(snapshot["page_cache"])
         self.lru_batches.restore(snapshot["lru_batches"])
         self.locked_slots.restore(snapshot["locked_slots"])
+        self.swap.restore(snapshot["swap"])
         self.high_order.restore(snapshot["high_order"])
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]
         self.charge_ns = snapshot["charge_ns"]
         self.next_sample_ns = snapshot["next_sample_ns"]
+        self.demotion_turn = snapshot["demotion_turn"]
         self.rate_window_ns, self.rate_window_start = snapshot["rate_window"]
-        for name in ("lru_head", "lru_tail", "lru_size", "numastat", "nr_accesses"):
+        for name in ("lru_head", "lru_tail", "lru_size", "nonresident_age", "numastat", "nr_accesses"):
             getattr(self, name)[:] = snapshot[name]
         self.outgoing.restore(snapshot["outgoing"])
         self.resolver.weights = {int(nid): int(w) for nid, w in snapshot["interleave_weights"].items()}
@@ -348,6 +378,7 @@ class Memory:
 _NODE_NUMBERS = (
     "managed_pages",
     "kswapd_awake",
+    "migration_blocked",
     "read_ns",
     "write_ns",
     "credit_pages",

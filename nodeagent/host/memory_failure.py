@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privmem.nodeagent.host import huge_split, hugetlb, hugetlb_map
+from privmem.nodeagent.host import huge_split, hugetlb, hugetlb_map, swap_cache
 from privmem.nodeagent.host.fault import remove_mapping
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import (
@@ -23,6 +23,7 @@ from privmem.nodeagent.host.layout import (
     PG_FILE,
     PG_HELD,
     PG_OBJECT,
+    PG_SWAPCACHE,
     PG_UNINVITED,
     PTE_DIRTY,
 )
@@ -84,6 +85,8 @@ def memory_failure(memory: Memory, pfn: int, owner: str = "") -> Failure:
     if flags & PG_OBJECT:
         return _fail_object(memory, pfn, told, written)
     users = _unmap(memory, pfn, lost=True)
+    if flags & PG_SWAPCACHE:  # what was written to swap before is still there for who has it there
+        swap_cache.drop_from_cache(memory, pfn)
     memory.lru_del(pfn)
     _hold(memory, pfn)
     return Failure(0, ANON, users, told)

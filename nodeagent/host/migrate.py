@@ -11,7 +11,7 @@ import numpy as np
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host import huge_split, mlocked
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
-from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_UNINVITED
+from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_SWAPCACHE, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.page_alloc import release_frames, zone_statistics
 from privmem.scheduler.abi import PAGE_SIZE, Reason
@@ -96,8 +96,11 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
     )
     frames.reason[new] = int(reason)
     frames.flags[new] = frames.flags[new] & np.uint16(0xFFFF ^ PG_UNINVITED) | leaked
-    for at in np.flatnonzero(frames.flags[new] & PG_OBJECT).tolist():
-        memory.object_moved(int(pfns[at]), int(new[at]))
+    for at in np.flatnonzero(frames.flags[new] & (PG_OBJECT | PG_SWAPCACHE)).tolist():
+        if frames.flags[new[at]] & np.uint16(PG_OBJECT):
+            memory.object_moved(int(pfns[at]), int(new[at]))
+        else:
+            memory.swap.moved(int(pfns[at]), int(new[at]))
     if target.spec.stores:
         store_content(memory, target, new)
     if memory.story is not None:
@@ -119,6 +122,9 @@ def store_content(memory: Memory, target: Node, pfns: np.ndarray) -> None:
     source, index = memory.page_table.content_of(frames.rmap[pfns].astype(np.int64))
     for at in np.flatnonzero(frames.flags[pfns] & PG_OBJECT).tolist():
         source[at], index[at] = memory.object_content(int(pfns[at]))
+    unmapped = (frames.rmap[pfns] == 0) & (frames.flags[pfns] & PG_SWAPCACHE != 0)
+    for at in np.flatnonzero(unmapped).tolist():
+        source[at], index[at] = memory.swap.content_of(int(pfns[at]))
     memory.outgoing.store(target.spec.device, pfns - target.start_pfn, source, index, frames.version[pfns])
     target.unacknowledged_pages += len(pfns)
 

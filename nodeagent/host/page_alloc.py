@@ -25,6 +25,7 @@ from privmem.nodeagent.host.memory import (
     Node,
     note_origin,
 )
+from privmem.nodeagent.host.wake import wake_kswapd
 from privmem.scheduler.abi import Reason
 from privmem.scheduler.zonelist import AllocRequest
 
@@ -94,6 +95,15 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
     return pfn
 
 
+def alloc_beside(memory: Memory, ctx: AllocContext, pfn: int) -> int:
+    """`alloc_page` by somebody who holds a reference to frame `pfn`, so that reclaim leaves it."""
+    memory.in_use = pfn
+    try:
+        return alloc_page(memory, ctx)
+    finally:
+        memory.in_use = -1
+
+
 def _get_page(memory: Memory, ctx: AllocContext, mark: str) -> int:
     """`get_page_from_freelist`: first zone that stays above the mark.
 
@@ -115,7 +125,7 @@ def _alloc_slowpath(memory: Memory, ctx: AllocContext) -> int:
     from privmem.nodeagent.host import reclaim  # both need each other, as in the kernel
 
     for nid in ctx.zones:
-        reclaim.wake_kswapd(memory, memory.nodes[nid])
+        wake_kswapd(memory, memory.nodes[nid])
     pfn = _get_page(memory, ctx, "min_pages")
     if pfn >= 0 or not ctx.may_reclaim:
         return pfn

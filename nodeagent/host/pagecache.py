@@ -1,5 +1,6 @@
 """Objects that several mappings can share, and the pages cached for them: files, and shared anonymous memory.
- Models `struct address_space` with its `i_pages`, and `struct shared_policy`, the tree of policies that a
+
+Models `struct address_space` with its `i_pages`, and `struct shared_policy`, the tree of policies that a
 shared-memory object keeps for ranges of itself (mm/mempolicy.c `mpol_set_shared_policy`,
 `mpol_shared_policy_lookup`; Linux 6.1), and `struct file` with its `f_ra`. Filling, faulting and dropping
 pages is in filemap.py, what comes ahead in readahead.py, system calls of files in file_io.py. Left out: holes
@@ -50,6 +51,10 @@ class MemObject:
     pages: dict[int, int] = field(default_factory=dict)
     #: Cached pages with the mark PG_readahead: the next pages are read when somebody comes here.
     ahead: dict[int, None] = field(default_factory=dict)
+    #: With SHMEM: pages on swap: index -> slot of the swap area.
+    swapped: dict[int, int] = field(default_factory=dict)
+    #: With FILE: what reclaim remembers of pages that it dropped (shadow entries): index -> node, its age then.
+    shadows: dict[int, tuple[int, int]] = field(default_factory=dict)
     #: Shared policies, ascending, without overlap. Shared memory only: a file has none (vm_ops without
     #: set_policy).
     policies: list[PolicyRange] = field(default_factory=list)
@@ -88,7 +93,9 @@ class MemObject:
             self.vma_pages,
             self.file_id,
         ]
-        return [*numbers, pages, policies, sorted(self.ahead)]
+        swapped = [[index, self.swapped[index]] for index in sorted(self.swapped)]
+        shadows = [[index, *self.shadows[index]] for index in sorted(self.shadows)]
+        return [*numbers, pages, policies, sorted(self.ahead), swapped, shadows]
 
 
 @dataclass(slots=True)
@@ -197,7 +204,8 @@ class PageCache:
 
     def forget(self, object_id: int) -> None:
         """Remove an object that has no cached page left."""
-        if self.objects.pop(object_id).pages:
+        gone = self.objects.pop(object_id)
+        if gone.pages or gone.swapped:
             raise InvariantError(f"object {object_id} still has cached pages")
 
     def moved(self, object_id: int, index: int, old_pfn: int, new_pfn: int) -> None:
@@ -227,9 +235,11 @@ class PageCache:
         self.open_files = {row[0]: OpenFile(*row) for row in snapshot["open_files"]}
         self.next_file = snapshot["next_file"]
         self.objects = {}
-        for *numbers, pages, policies, ahead in snapshot["objects"]:
+        for *numbers, pages, policies, ahead, swapped, shadows in snapshot["objects"]:
             known = MemObject(*numbers)
             known.ahead = dict.fromkeys(ahead)
+            known.swapped = {int(index): int(slot) for index, slot in swapped}
+            known.shadows = {int(index): (int(nid), int(age)) for index, nid, age in shadows}
             known.pages = {int(index): int(pfn) for index, pfn in pages}
             known.policies = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
             self.objects[known.object_id] = known

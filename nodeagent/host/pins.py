@@ -14,8 +14,9 @@ import errno
 import numpy as np
 
 from privmem.nodeagent.host import hugetlb_map
-from privmem.nodeagent.host.fault import handle_fault, map_page, remove_mapping
+from privmem.nodeagent.host.fault import drop_if_unused, handle_fault, map_page, remove_mapping
 from privmem.nodeagent.host.layout import (
+    PG_ALLOCATED,
     PG_EXCLUSIVE,
     PG_HELD,
     PG_LRU,
@@ -28,7 +29,7 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import move_to_frames
 from privmem.nodeagent.host.mm import Vma
-from privmem.nodeagent.host.page_alloc import NeedsExtent, alloc_page, free_page, free_unused_page
+from privmem.nodeagent.host.page_alloc import NeedsExtent, alloc_page, free_unused_page
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Reason
@@ -208,7 +209,6 @@ def _unpin(memory: Memory, pfn: int) -> None:
         hugetlb_map.unpinned(memory, pfn)
         return
     frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_HELD)
-    if int(frames.rmap[pfn]) == 0 and not memory.is_object_page(pfn):
-        free_page(memory, pfn)
-    else:
+    drop_if_unused(memory, pfn)
+    if frames.flags[pfn] & np.uint16(PG_ALLOCATED):  # it is mapped, or an object or the swap cache has it
         memory.lru_add(pfn)

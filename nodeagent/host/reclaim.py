@@ -1,9 +1,10 @@
-"""kswapd and direct reclaim: aging the LRU lists, and demoting what is cold.
+"""kswapd and direct reclaim: aging the LRU lists, and taking away what is cold.
 
-Models mm/vmscan.c of Linux 6.1 for anonymous memory without swap: `balance_pgdat`, `shrink_node`,
-`inactive_is_low`, `demote_folio_list`. A cold page goes to the first demotion target with room: the preferred
-ones of the next tier, then any node of a lower tier (`alloc_demote_page` and its allowed mask). Left out
-here: file pages, swap, memory cgroups, boosts.
+Models mm/vmscan.c of Linux 6.1: `balance_pgdat`, `shrink_node`, `get_scan_count`, `inactive_is_low`,
+`demote_folio_list`. A cold page goes to the first demotion target with room: the preferred ones of the next
+tier, which take turns, then any node of a lower tier (`alloc_demote_page` and its allowed mask). What finds no
+place there is dropped or swapped out (shrink.py). Rounds of SWAP_CLUSTER_MAX pages stand for the priorities of
+a scan. Left out: boosts, the multi-generational LRU; memory cgroups are in memcg.py.
 """
 
 from __future__ import annotations
@@ -15,33 +16,23 @@ import numpy as np
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.costs import SCAN_NS
 from privmem.nodeagent.host.layout import (
-    LRU_ACTIVE_ANON,
     LRU_INACTIVE_ANON,
+    LRU_INACTIVE_FILE,
     NIL,
     NR_LRU_LISTS,
+    PG_FILE,
     PG_OBJECT,
 )
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import migrate_cost_ns, migrate_isolated, room_pages
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.pagecache import SHMEM
+from privmem.nodeagent.host.shrink import DIRECT, KSWAPD, ScanControl, shrink_pages
+from privmem.nodeagent.host.wake import may_reclaim, wake_kswapd
 from privmem.scheduler.abi import PAGE_SHIFT, Reason
-from privmem.scheduler.isolation import Service
 
 #: Pages that one round of reclaim is after; Linux `SWAP_CLUSTER_MAX`.
 SWAP_CLUSTER_MAX = 32
-
-
-def may_reclaim(memory: Memory, node: Node) -> bool:
-    """Whether generic reclaim works on the node: always on a public one, on a private one when it opted in."""
-    return memory.resolver.allows(Service.RECLAIM, node.nid)
-
-
-def wake_kswapd(memory: Memory, node: Node) -> None:
-    """`wakeup_kswapd`; a private node without RECLAIM has none."""
-    if may_reclaim(memory, node) and not node.kswapd_awake and node.managed_pages:
-        node.kswapd_awake = True
-        memory.vmstat.add("kswapd_wake")
 
 
 def run_kswapd(memory: Memory, node: Node, budget_ns: int) -> int:
@@ -57,7 +48,7 @@ def run_kswapd(memory: Memory, node: Node, budget_ns: int) -> int:
         if node.free_pages > mark:
             node.kswapd_awake = False
             break
-        taken, looked, cost = shrink_node(memory, node, "kswapd")
+        taken, looked, cost = shrink_node(memory, node, KSWAPD)
         spent += cost
         fruitless = 0 if taken else fruitless + looked
         if not looked or fruitless > 2 * sum(memory.lru_sizes(node.nid)):
@@ -77,7 +68,7 @@ def direct_reclaim(memory: Memory, zones: tuple[int, ...]) -> int:
             continue
         looked_total = 0
         while freed < SWAP_CLUSTER_MAX and looked_total <= sum(memory.lru_sizes(nid)):
-            taken, looked, cost = shrink_node(memory, node, "direct")
+            taken, looked, cost = shrink_node(memory, node, DIRECT)
             memory.charge_ns += cost
             freed += taken
             looked_total += looked
@@ -87,48 +78,90 @@ def direct_reclaim(memory: Memory, zones: tuple[int, ...]) -> int:
 
 
 def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
-    """One round on a node's anonymous lists. Returns (pages freed, pages looked at, ns).
+    """One round on a node's lists. Returns (pages freed, pages looked at, ns).
 
-    Without a demotion target that has room nothing is scanned: anonymous pages without swap cannot be
-    reclaimed.
+    Anonymous pages are looked at only when a demotion target or the swap area has room for them.
     """
-    targets = _targets_with_room(memory, node)
-    if not targets:
-        return 0, 0, 0
+    sc = ScanControl(who)
+    targets = _targets_with_room(memory, node, sc)
+    anon, file = _scan_counts(memory, node, bool(targets) or memory.swap.free_pages > 0)
     if memory.story is not None:
         memory.story.part = f"{who} reclaim of node {node.nid}"
-    base = node.nid * NR_LRU_LISTS
-    lru, rmap = memory.lru_arrays(), memory.rmap_arrays()
-    looked = 0
-    if _inactive_is_low(memory, base):
-        looked = lru_kernel.shrink_active(base + LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX, *lru, *rmap)
-        memory.vmstat.add("pgdeactivate", looked)
-    victims = np.empty(SWAP_CLUSTER_MAX, dtype=np.int32)
-    scanned, nr, activated = lru_kernel.isolate_inactive(
-        base + LRU_INACTIVE_ANON, SWAP_CLUSTER_MAX, victims, SWAP_CLUSTER_MAX, *lru, *rmap
-    )
-    memory.vmstat.add(f"pgscan_{who}", scanned)
-    memory.vmstat.add("pgactivate", activated)
-    moved, cost = _demote(memory, node, victims[:nr], targets)
+    freed = looked = 0
+    for lru, nr_scan in ((LRU_INACTIVE_ANON, anon), (LRU_INACTIVE_FILE, file)):
+        if nr_scan:
+            gone, seen = _shrink_lists(memory, node, lru, nr_scan, targets, sc)
+            freed += gone
+            looked += seen
     if memory.story is not None:
         memory.story.part = ""
-    memory.vmstat.add(f"pgsteal_{who}", moved)
-    memory.vmstat.add(f"pgdemote_{who}", moved)
-    return moved, looked + scanned, (looked + scanned) * SCAN_NS + cost
+    return freed, looked, looked * SCAN_NS + sc.cost_ns
 
 
-def _inactive_is_low(memory: Memory, base: int) -> bool:
+def _scan_counts(memory: Memory, node: Node, may_take_anon: bool) -> tuple[int, int]:
+    """`get_scan_count`: how many anonymous and file pages to look at in a round, by the sizes of the lists and
+    `vm.swappiness`; only file pages while there are enough inactive ones.
+    """
+    inactive_anon, active_anon, inactive_file, active_file = memory.lru_sizes(node.nid)
+    anon, file = inactive_anon + active_anon, inactive_file + active_file
+    if not may_take_anon or not anon:
+        return 0, SWAP_CLUSTER_MAX if file else 0
+    if not file:
+        return SWAP_CLUSTER_MAX, 0
+    base = node.nid * NR_LRU_LISTS
+    if inactive_file >= SWAP_CLUSTER_MAX and not _inactive_is_low(memory, base + LRU_INACTIVE_FILE):
+        return 0, SWAP_CLUSTER_MAX
+    swappiness = memory.knobs.swappiness
+    of_anon, of_file = swappiness * anon, (200 - swappiness) * file
+    share = SWAP_CLUSTER_MAX * of_anon // (of_anon + of_file)
+    return share, SWAP_CLUSTER_MAX - share
+
+
+def _shrink_lists(
+    memory: Memory, node: Node, inactive: int, nr_scan: int, targets: list[Node], sc: ScanControl
+) -> tuple[int, int]:
+    """`shrink_list` of an active list and its inactive one. Returns (pages freed, pages looked at)."""
+    lists = node.nid * NR_LRU_LISTS + inactive
+    lru, rmap = memory.lru_arrays(), memory.rmap_arrays()
+    looked = 0
+    if _inactive_is_low(memory, lists):
+        looked = lru_kernel.shrink_active(lists + 1, nr_scan, *lru, *rmap)
+        memory.vmstat.add("pgdeactivate", looked)
+    victims = np.empty(SWAP_CLUSTER_MAX, dtype=np.int32)
+    scanned, nr, activated = lru_kernel.isolate_inactive(lists, nr_scan, victims, nr_scan, *lru, *rmap)
+    memory.vmstat.add(f"pgscan_{sc.who}", scanned)
+    memory.vmstat.add("pgactivate", activated)
+    moved, left = _demote(memory, node, victims[:nr], targets, sc)
+    memory.vmstat.add(f"pgdemote_{sc.who}", moved)
+    freed = moved + _take_away(memory, node, left, sc)
+    memory.vmstat.add(f"pgsteal_{sc.who}", freed)
+    return freed, looked + scanned
+
+
+def _take_away(memory: Memory, node: Node, pfns: np.ndarray, sc: ScanControl) -> int:
+    """What was not demoted is dropped or swapped out; without swap, pages that would need it go back."""
+    if not len(pfns):
+        return 0
+    if not memory.swap.nr_pages:
+        needs_swap = memory.frames.flags[pfns] & PG_FILE == 0
+        back = pfns[needs_swap]
+        lru_kernel.putback(back, len(back), node.nid * NR_LRU_LISTS, *memory.lru_arrays())
+        pfns = pfns[~needs_swap]
+    return shrink_pages(memory, pfns.tolist(), sc)
+
+
+def _inactive_is_low(memory: Memory, inactive_list: int) -> bool:
     """`inactive_is_low`: the inactive list should hold at least 1/ratio of the active one, ratio = sqrt(10 *
     GiB).
     """
-    inactive = int(memory.lru_size[base + LRU_INACTIVE_ANON])
-    active = int(memory.lru_size[base + LRU_ACTIVE_ANON])
+    inactive = int(memory.lru_size[inactive_list])
+    active = int(memory.lru_size[inactive_list + 1])
     gib = (inactive + active) >> (30 - PAGE_SHIFT)
     ratio = isqrt(10 * gib) if gib else 1
     return inactive * ratio < active
 
 
-def _targets_with_room(memory: Memory, node: Node) -> list[Node]:
+def _targets_with_room(memory: Memory, node: Node, sc: ScanControl) -> list[Node]:
     """Demotion targets that can take at least a round's worth together, in order.
 
     Raises NeedsExtent when they cannot, and a pooled one could if it grew. Compressed RAM counts only when
@@ -139,8 +172,12 @@ def _targets_with_room(memory: Memory, node: Node) -> list[Node]:
     found: list[Node] = []
     room = 0
     objects = _objects_next(memory, node)
-    for nid in memory.demotion_targets.get(node.nid, ()):
+    order = memory.next_demotion_nodes(node.nid)
+    sc.preferred_nid = order[0] if order else -1
+    for nid in order:
         target = memory.nodes[nid]
+        if target.migration_blocked:
+            continue
         here = room_pages(target)
         if here + room < SWAP_CLUSTER_MAX and target.can_grow(memory.now_ns) and _short_of_frames(target):
             raise NeedsExtent(nid)
@@ -173,11 +210,11 @@ def _objects_next(memory: Memory, node: Node) -> bool:
     return False
 
 
-def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]) -> tuple[int, int]:
-    """`demote_folio_list`: victims fill the targets in order; what finds no place goes back. Returns (moved,
-    ns).
-    """
-    moved = cost = 0
+def _demote(
+    memory: Memory, node: Node, victims: np.ndarray, targets: list[Node], sc: ScanControl
+) -> tuple[int, np.ndarray]:
+    """`demote_folio_list`: victims fill the targets in order. Returns how many moved, and what found no place."""
+    moved = 0
     left = victims
     for target in targets:
         if not len(left):
@@ -186,8 +223,7 @@ def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]
         if not len(chosen):
             continue
         here = left[chosen]
-        first = memory.demotion_targets[node.nid][0]
-        migrate_isolated(memory, here, node, target, Reason.DEMOTION, first, node.nid)
+        migrate_isolated(memory, here, node, target, Reason.DEMOTION, sc.preferred_nid, node.nid)
         if target.free_pages <= target.wmark.low_pages:
             wake_kswapd(memory, target)
         if target.spec.compressed:
@@ -195,11 +231,9 @@ def _demote(memory: Memory, node: Node, victims: np.ndarray, targets: list[Node]
         if target.spec.pooled:
             memory.vmstat.add("demote_pooled", len(here))
         moved += len(here)
-        cost += len(here) * migrate_cost_ns(node, target)
+        sc.cost_ns += len(here) * migrate_cost_ns(node, target)
         left = np.delete(left, chosen)
-    if len(left):
-        lru_kernel.putback(left, len(left), node.nid * NR_LRU_LISTS, *memory.lru_arrays())
-    return moved, cost
+    return moved, left
 
 
 def _eligible(memory: Memory, pfns: np.ndarray, target: Node) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The story of pages: what was asked for, what was granted or refused and by which rule, and where pages moved.
 
 A `Story` hangs on `Memory.story`; None, the default, costs one comparison an event. Events are kept by frame, and
-a page is followed from frame to frame over its moves (`of_page`, `of_frame`). Whoever drives the kernel says in
-`cause` who is acting. Bounded: the oldest half goes when there are too many events.
+a page is followed from frame to frame over its moves (story_events.py). Whoever drives the kernel says in `cause`
+who is acting. Bounded: the oldest half goes when there are too many events. A story is not part of the state that
+a run's digest is about: it changes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from privmem.nodeagent.host.layout import PG_UNINVITED, PTE_PRESENT, PTE_PROTNONE, PTE_ZERO
+from privmem.nodeagent.host.story_events import (
+    ALLOCATED,
+    CACHED,
+    CALLED,
+    DROPPED,
+    FREED,
+    MAPPED,
+    MOVED,
+    REFUSED,
+    STAYED,
+    UNMAPPED,
+    Event,
+    Place,
+    life,
+    of_page,
+)
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Mpol, Reason
 from privmem.scheduler.mempolicy import Mempolicy, shown_nodes
@@ -27,49 +44,6 @@ if TYPE_CHECKING:
 
 #: Events that a story keeps.
 EVENTS_MAX = 200_000
-
-#: Pages of an address space (its id), or of a file or shared memory (its id, negative): first, one past the last.
-Place = tuple[int, int, int]
-
-# What happens to a page.
-REFUSED, ALLOCATED, CACHED, MAPPED = "refused", "allocated", "cached", "mapped"
-MOVED, STAYED, UNMAPPED, DROPPED, FREED = "moved", "stayed", "unmapped", "dropped", "freed"
-#: A system call or command about a range of pages.
-CALLED = "called"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to a frame, or to what is asked for or mapped at a place."""
-
-    number: int
-    time_ns: int
-    what: str
-    #: The frame, and the one that the page came from with a move; -1 for none.
-    pfn: int
-    old_pfn: int = -1
-    place: Place | None = None
-    #: Who was acting.
-    cause: str = ""
-    text: str = ""
-
-    def plain(self) -> list[Any]:
-        """As a row of plain values; `from_plain` is the inverse."""
-        place = None if self.place is None else list(self.place)
-        return [
-            self.number, self.time_ns, self.what, self.pfn, self.old_pfn, place, self.cause, self.text,
-        ]  # fmt: skip
-
-    @staticmethod
-    def from_plain(row: list[Any]) -> Event:
-        """From `plain`'s row."""
-        number, time_ns, what, pfn, old_pfn, place, cause, text = row
-        return Event(
-            number, time_ns, what, pfn, old_pfn, None if place is None else tuple(place), cause, text
-        )
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.cause + ': ' if self.cause else ''}{self.text}"
 
 
 @dataclass(slots=True)
@@ -106,7 +80,8 @@ class Story:
         nid = self.memory.frames.nid_of(pfn)
         passed = ctx.zones[: ctx.zones.index(nid)] if nid in ctx.zones else ()
         full = f"; {self._shortage(passed)}" if passed else ""
-        self._add(ALLOCATED, pfn, text=f"{self._request(ctx)} -> {self._level(nid)}{full}{self._leak(pfn)}")
+        text = f"{self._request(ctx)} -> {self._level(nid)}{full}{self._leak(pfn)}"
+        self._add(ALLOCATED, pfn, place=self._faulting(), text=text)
 
     def placed(self, request: AllocRequest, pfns: Iterable[int]) -> None:
         """Frames were taken for a move to a node that was chosen before."""
@@ -118,7 +93,11 @@ class Story:
     def refused(self, ctx: AllocContext) -> None:
         """`alloc_page` found nothing."""
         why = self._shortage(ctx.zones) if ctx.zones else "it reaches no node"
-        self._add(REFUSED, -1, text=f"{self._request(ctx)}: {why}")
+        self._add(REFUSED, -1, place=self._faulting(), text=f"{self._request(ctx)}: {why}")
+
+    def _faulting(self) -> Place | None:
+        """The page that is faulted in, unless it is the reclaim on behalf of the fault that allocates."""
+        return self._fault.place if self._fault is not None and not self.part else None
 
     def freed(self, pfn: int) -> None:
         """The frame is free again."""
@@ -228,6 +207,14 @@ class Story:
 
     # -- what those who drive the kernel say
 
+    def acts(self, who: str) -> None:
+        """From here on it is somebody else who acts."""
+        self.cause, self.part, self._fault = who, "", None
+
+    def waits(self, why: str) -> None:
+        """What is going on must wait, and will be begun anew."""
+        self._add(REFUSED, -1, place=self._faulting(), text=why)
+
     def called(self, place: Place | None, text: str) -> None:
         """A call about a range of pages went well."""
         self._add(CALLED, -1, place=place, text=text)
@@ -242,8 +229,6 @@ class Story:
         self, what: str, pfn: int, old_pfn: int = -1, place: Place | None = None, text: str = ""
     ) -> None:
         self.number += 1
-        if place is None and self._fault is not None and what in (ALLOCATED, REFUSED):
-            place = self._fault.place
         cause = f"{self.cause}, {self.part}" if self.part and self.cause else self.part or self.cause
         self.events.append(Event(self.number, self.memory.now_ns, what, pfn, old_pfn, place, cause, text))
         if len(self.events) > self.events_max:
@@ -293,59 +278,23 @@ class Story:
     # -- telling
 
     def of_page(self, space: int, page: int) -> list[Event]:
-        """Events of the page at an address, or of a page of an object (its negative id): requests and calls about
-        it, and the life of every frame that was ever there.
-        """
-        chosen: dict[int, Event] = {}
-        for at, event in enumerate(self.events):
-            place = event.place
-            if place is None or place[0] != space or not place[1] <= page < place[2]:
-                continue
-            chosen[event.number] = event
-            if event.pfn >= 0:
-                chosen.update({e.number: e for e in self._life(at, event.pfn)})
-        return [chosen[number] for number in sorted(chosen)]
+        """Events of the page at an address, or of a page of an object: see story_events."""
+        return of_page(self.events, space, page)
 
     def of_frame(self, pfn: int) -> list[Event]:
         """Events of the page that is in a frame now."""
-        return self._life(len(self.events), pfn)
+        return life(self.events, len(self.events), pfn)
 
-    def _life(self, at: int, pfn: int) -> list[Event]:
-        """The life of the page that is in `pfn` at an event: back to its first allocation, on to its freeing."""
-        found: list[Event] = []
-        frame, wanted = pfn, -1
-        for event in reversed(self.events[:at]):
-            if event.pfn == wanted and event.what == ALLOCATED:
-                found.append(event)  # the request for the frame that it moved to
-                wanted = -1
-            if event.pfn != frame:
-                continue
-            if event.what == FREED:
-                break
-            found.append(event)
-            if event.what == ALLOCATED:
-                break
-            if event.what == MOVED:
-                frame, wanted = event.old_pfn, frame
-        found.reverse()
-        return found + self._rest_of_life(at, pfn)
+    # -- state
 
-    def _rest_of_life(self, at: int, frame: int) -> list[Event]:
-        found: list[Event] = []
-        asked: dict[int, Event] = {}
-        for event in self.events[at:]:
-            if event.what == ALLOCATED and event.pfn != frame:
-                asked[event.pfn] = event
-            elif event.what == MOVED and event.old_pfn == frame:
-                frame = event.pfn
-                if frame in asked:
-                    found.append(asked[frame])
-                found.append(event)
-            elif event.pfn == frame:
-                found.append(event)
-                if event.what == FREED:
-                    break
-        return found
+    def snapshot(self) -> dict[str, Any]:
+        """For checkpoints; who is acting is said anew."""
+        return {"number": self.number, "events": [event.plain() for event in self.events]}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on after the events of a snapshot."""
+        self.number = int(snapshot["number"])
+        self.events = [Event.from_plain(row) for row in snapshot["events"]]
 
 
 def describe(request: AllocRequest) -> str:

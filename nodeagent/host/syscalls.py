@@ -1,7 +1,7 @@
-"""System calls and events of one host that shape address spaces: mmap, munmap, madvise, fork, exit,
-touching pages, cpusets.
+"""System calls and events of one host that shape address spaces: mmap, munmap, fork, exit, touching pages,
+cpusets.
 
-Models mm/mmap.c, mm/madvise.c and kernel/fork.c of Linux 6.1 as far as page placement depends on them.
+Models mm/mmap.c and kernel/fork.c of Linux 6.1 as far as page placement depends on them.
 Calls return 0 or a negative errno. Addresses are virtual page numbers, and the caller chooses them
 (MAP_FIXED). Left out: protection changes, mremap, huge pages, the memory that the kernel itself takes for
 page tables.
@@ -20,6 +20,7 @@ from privmem.nodeagent.host import huge_split, hugetlb_map, pagetables, pins
 from privmem.nodeagent.host.fault import add_mapping, unmap_range
 from privmem.nodeagent.host.filemap import release_all
 from privmem.nodeagent.host.layout import (
+    PG_EXCLUSIVE,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_FLAGS,
@@ -30,14 +31,16 @@ from privmem.nodeagent.host.layout import (
     PTE_ZERO,
 )
 from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.migrate_calls import migrate_phases
 from privmem.nodeagent.host.mm import VMA_ANON, VMA_OBJECT, Vma
-from privmem.nodeagent.host.numa_syscalls import migrate_phases
 from privmem.nodeagent.host.pagecache import DEVICE, HUGETLB, SHMEM, MemObject, OpenFile
 from privmem.nodeagent.host.populate import until_ready
+from privmem.nodeagent.host.swap_area import entry_of, swap_entries
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import cpuset
 from privmem.scheduler.cpuset import Cpuset, MemsChange
 
+_NOT_EXCLUSIVE = np.uint16(0xFFFF ^ PG_EXCLUSIVE)
 _NOT_WRITABLE = np.uint32(0xFFFFFFFF ^ PTE_WRITABLE)
 
 
@@ -138,20 +141,6 @@ def _unmap_object(memory: Memory, task: Task, part: Vma) -> None:
         release_all(memory, holder)
 
 
-def madvise_dontneed(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
-    """MADV_DONTNEED: empty the page-table entries; -ENOMEM, after all the work, when part of the range is
-    not mapped.
-    """
-    parts = task.mm.in_range(start, start + nr_pages)
-    if hugetlb_map.cuts_a_page(memory, task, start, start + nr_pages):
-        return -errno.EINVAL
-    if parts:
-        memory.lru_batches.drain(task.cpu)
-    for part in parts:
-        unmap_range(memory, part, task.cpu)
-    return 0 if sum(part.nr_pages for part in parts) == nr_pages else -errno.ENOMEM
-
-
 def touch(memory: Memory, task: Task, start: int, nr_pages: int, is_write: bool) -> int:
     """Access each page in order. 0, or the errno of the first fault that failed (-EFAULT stands for a
     signal).
@@ -213,7 +202,7 @@ def _needs_copy(memory: Memory, vma: Vma) -> bool:
         return True
     entries = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
     present = entries[entries & np.uint32(PTE_PRESENT) != 0] >> np.uint32(PTE_PFN_SHIFT)
-    return any(not memory.is_object_page(pfn) for pfn in present.tolist())
+    return len(swap_entries(entries)) > 0 or any(not memory.is_object_page(pfn) for pfn in present.tolist())
 
 
 def _copy_entries(memory: Memory, vma: Vma, child_slot: int) -> None:
@@ -223,12 +212,24 @@ def _copy_entries(memory: Memory, vma: Vma, child_slot: int) -> None:
     view = pte[vma.slot : vma.slot + vma.nr_pages]
     pte[child_slot : child_slot + vma.nr_pages][view == PTE_ZERO] = PTE_ZERO
     present = np.flatnonzero(view & np.uint32(PTE_PRESENT))
+    if memory.swap.nr_pages:
+        _copy_swap_entries(memory, vma, child_slot)
     if vma.private:
+        memory.frames.flags[view[present] >> np.uint32(PTE_PFN_SHIFT)] &= _NOT_EXCLUSIVE
         view[present] &= _NOT_WRITABLE
     for offset in present.tolist():
         entry = int(view[offset])
         flags = entry & PTE_FLAGS & ~PTE_ACCESSED
         add_mapping(memory, child_slot + offset, entry >> PTE_PFN_SHIFT, flags)
+
+
+def _copy_swap_entries(memory: Memory, vma: Vma, child_slot: int) -> None:
+    """`copy_nonpresent_pte`: both have the page on swap from now on, none for itself."""
+    pte = memory.page_table.pte
+    for offset in swap_entries(pte[vma.slot : vma.slot + vma.nr_pages]).tolist():
+        swap = int(pte[vma.slot + offset]) >> PTE_PFN_SHIFT
+        memory.swap.duplicate(swap)
+        pte[vma.slot + offset] = pte[child_slot + offset] = entry_of(swap, exclusive=False)
 
 
 def exit_task(memory: Memory, task: Task) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host import mlocked
-from privmem.nodeagent.host.blocks import alloc_block
+from privmem.nodeagent.host.blocks import Effort, alloc_block
 from privmem.nodeagent.host.costs import FAULT_NS, HUGE_CLEAR_NS
 from privmem.nodeagent.host.drivers.owner import device_context
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
@@ -92,38 +92,40 @@ def fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool) -> int
 
 
 def _alloc(memory: Memory, task: Task, vma: Vma, base: int) -> int:
-    """First frame of the block, or -ENOMEM; each context in turn, those after the first only with compaction."""
-    waits = _waits(memory, vma)
-    pfn = -1
-    for context in _contexts(memory, task, vma, base, waits):
-        pfn = alloc_block(memory, context, PAGEBLOCK_ORDER, waits)
+    """First frame of the block, or -ENOMEM; each context in turn."""
+    pfn = -errno.ENOMEM
+    for context, effort in _contexts(memory, task, vma, base):
+        pfn = alloc_block(memory, context, PAGEBLOCK_ORDER, effort)
         if pfn >= 0:
             break
     return pfn
 
 
-def _contexts(memory: Memory, task: Task, vma: Vma, base: int, waits: bool) -> list[AllocContext]:
-    """`vma_alloc_folio` with `hugepage`: the CPU's own (or the preferred) node alone, if the policy has it; only
-    who waits for compaction goes on to others. Interleaving turns by huge pages, and a mask is always kept.
+def _contexts(memory: Memory, task: Task, vma: Vma, base: int) -> list[tuple[AllocContext, Effort]]:
+    """`vma_alloc_folio` with `hugepage`: the CPU's own (or the preferred) node alone, if the policy has it, where
+    memory is compacted at most; only who may wait goes on to others, and reclaims. Interleaving turns by huge
+    pages, and a mask is always kept.
     """
+    full = Effort.RECLAIM if _waits(memory, vma) else Effort.LIGHT
     if vma.device_nid >= 0:
-        return [device_context(memory, vma.device_nid, task.pid)]
+        return [(device_context(memory, vma.device_nid, task.pid), full)]
     policy = vma.policy or task.policy
     offset = vma.offset_of(vma.start) // HPAGE_PAGES + (base - vma.start) // HPAGE_PAGES
     request, interleave = task.policy_request(policy, offset)
     if interleave:
-        return [task.context_of(request, interleave)]
+        return [(task.context_of(request, interleave), full)]
     if request.retry_unmasked:
         first = task.context_of(replace(request, retry_unmasked=False))
-        return [first, task.context_of(request.unmasked())]
+        return [(first, Effort.LIGHT), (task.context_of(request.unmasked()), full)]
     near = task.cpu_nid
     if policy is not None and policy.mode == Mpol.PREFERRED:
         near = nodemask.first(policy.nodes)
     if request.nodemask is not None and not nodemask.has(request.nodemask, near):
-        return [task.context_of(request)]
-    alone = replace(request, nid=near, nodemask=None, this_node=True)
-    anywhere = replace(request, nid=near)
-    return [task.context_of(r) for r in ([alone, anywhere] if waits else [alone])]
+        return [(task.context_of(request), full)]
+    alone = task.context_of(replace(request, nid=near, nodemask=None, this_node=True))
+    if not full:
+        return [(alone, full)]
+    return [(alone, Effort.COMPACT), (task.context_of(replace(request, nid=near)), full)]
 
 
 def map_huge(memory: Memory, slot: int, pfn: int, *, writable: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from privmem.nodeagent.host.blocks import alloc_block
+from privmem.nodeagent.host.blocks import Effort, alloc_block
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT
 from privmem.nodeagent.host.memory import Memory
@@ -54,7 +54,7 @@ def move_whole(
 
 def _move(memory: Memory, head: int, context: AllocContext) -> bool:
     """One huge page into a block. False, with nothing changed, when there is none."""
-    new = alloc_block(memory, context, PAGEBLOCK_ORDER, compact=True) if context.zones else -1
+    new = alloc_block(memory, context, PAGEBLOCK_ORDER, Effort.RECLAIM) if context.zones else -1
     if new < 0:
         memory.vmstat.add("thp_migration_split")
         return False

@@ -16,6 +16,14 @@ EVENTS = (
     "pgsteal_direct",
     "pgactivate",
     "pgdeactivate",
+    "pswpin",
+    "pswpout",
+    "swap_ra",  # pages that came from swap ahead of their fault
+    "swap_ra_hit",
+    "pglazyfree",
+    "pglazyfreed",
+    "workingset_refault_file",
+    "workingset_activate_file",
     "pgdemote_kswapd",
     "pgdemote_direct",
     "pgpromote_success",  # by NUMA hint faults

@@ -16,15 +16,9 @@ import pytest
 from privmem.nodeagent.host import contig
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
+from privmem.nodeagent.host.madvise import MADV_COLLAPSE, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
-from privmem.nodeagent.host.process import (
-    MADV_COLLAPSE,
-    MADV_DONTNEED,
-    MADV_HUGEPAGE,
-    MADV_NOHUGEPAGE,
-    Process,
-    Signalled,
-)
+from privmem.nodeagent.host.process import Process, Signalled
 from privmem.scheduler import plain
 from privmem.scheduler.abi import PAGE_SIZE, Feature, Mpol
 from privmem.scheduler.isolation import DESIGNS

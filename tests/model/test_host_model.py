@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from strict_rack import ListedStream, StrictRack
 
-from privmem.nodeagent.host import filemap
+from privmem.nodeagent.host import filemap, madvise
+from privmem.nodeagent.host import migrate_calls as migrating
+from privmem.nodeagent.host import move_calls as moves
 from privmem.nodeagent.host import numa_syscalls as numa
 from privmem.nodeagent.host import syscalls as calls
 from privmem.nodeagent.host.task import Task
@@ -79,7 +81,7 @@ def random_call(rack: StrictRack, rng: Random) -> None:
         case 3:
             rack.call(calls.munmap, task, start, nr)
         case 4:
-            rack.call(calls.madvise_dontneed, task, start, nr)
+            rack.call(madvise.madvise_dontneed, task, start, nr)
         case 5 | 6 | 7:
             for part in task.mm.in_range(start, start + nr):
                 rack.call(calls.touch, task, part.start, part.nr_pages, rng.random() < 0.5)
@@ -99,10 +101,10 @@ def random_call(rack: StrictRack, rng: Random) -> None:
             who = rng.choice([*rack.tasks, *own])
             at = start if who in rack.tasks else PROGRAM_VPN + start
             vpns = [at + rng.randrange(60) for _ in range(nr)]
-            rack.call(numa.move_pages, who, vpns, [rng.randrange(5) for _ in vpns], rng.choice([2, 4]))
+            rack.call(moves.move_pages, who, vpns, [rng.randrange(5) for _ in vpns], rng.choice([2, 4]))
         case 12:
             who = rng.choice([*rack.tasks, *own])
-            rack.call(numa.migrate_pages, who, rng.randrange(1, 32), rng.randrange(1, 32))
+            rack.call(migrating.migrate_pages, who, rng.randrange(1, 32), rng.randrange(1, 32))
         case _:
             rack.call(rng.choice([filemap.sync, filemap.drop_caches]))
     rack.check(queued=True)

@@ -1,5 +1,4 @@
-"""Every file of the litmus library holds: under the default variant of each design; in the full part under all.
-"""
+"""Every file of the litmus library holds, under the default variant of each design; in the full part under all."""
 
 from pathlib import Path
 

@@ -11,6 +11,7 @@ from privmem.nodeagent.host import (
     filemap,
     hugetlb,
     khugepaged,
+    madvise,
     memory_failure,
     pins,
     syscalls,
@@ -122,7 +123,7 @@ def scatter(box, nid):
     nr = node.free_pages - node.wmark.min_pages - 8
     at = fill_node(box, nid, nr)
     for vpn in range(at, at + nr, 2):
-        assert syscalls.madvise_dontneed(box.memory, box.task, vpn, 1) == 0
+        assert madvise.madvise_dontneed(box.memory, box.task, vpn, 1) == 0
     return at, nr
 
 
@@ -201,7 +202,7 @@ def test_users_of_a_lost_page_get_sigbus_until_they_map_anew(box):
     assert box.touch(1, VPN + 1, task=child) == FAULT_SIGBUS
     assert box.touch(1) == 0
     box.round_trip()
-    assert syscalls.madvise_dontneed(box.memory, box.task, VPN, 4) == 0
+    assert madvise.madvise_dontneed(box.memory, box.task, VPN, 4) == 0
     assert box.touch(4) == 0
     assert box.touch(1, VPN + 1, task=child) == FAULT_SIGBUS
     assert pfn not in [box.pfn(VPN + n) for n in range(4)]

@@ -38,10 +38,6 @@ def test_one_zone_a_node(rack, stream):
     assert not hasattr(r.memory.nodes[0], "zones")
 
 
-def test_no_swap():
-    assert not [event for event in vmstat.EVENTS if event.startswith("pswp")]
-
-
 def test_hot_threshold_is_fixed(rack, stream):
     r = rack([stream(1, [(0, True)])], numa_balancing=2)
     before = r.memory.numa_balancing.hot_threshold_ns
@@ -72,7 +68,7 @@ def test_hot_reads_stay_compressed(rack, stream):
 
 
 def test_one_page_an_access(rack, stream):
-    from privmem.nodeagent.host import filemap, syscalls
+    from privmem.nodeagent.host import syscalls
 
     r = rack([stream(1, [(0, True)])])
     task = r.host.programs[0].task
@@ -124,15 +120,3 @@ def test_pool_pages_in_use_stay():
         0,
         [-errno.EBUSY],
     )  # Linux: moved, if D1 has a page in its pool or can give one
-
-
-def test_blocks_do_not_reclaim():
-    box = Box()
-    file = box.kernel.create_file("f", 16 * HUGE)
-    filemap.read_pages(box.memory, box.task, file, 0, 16 * HUGE)  # clean pages everywhere
-    box.map(HUGE, huge=True)
-    assert box.bind(D0, HUGE) == 0
-    free = box.memory.nodes[D0].free_pages
-    assert box.touch(1) == 0
-    assert free < HUGE
-    assert thp.anon_huge_pages(box.memory, box.task) == 0  # Linux: reclaims and compacts for it

@@ -32,6 +32,7 @@ def test_record_moves_with_the_folder(here: Path) -> None:
         "config": {"x": 1},
         "config_folder": "../../configs",
         "checkpoint_every": 5,
+        "story_events": 0,
         "status": "running",
         "digest": "",
         "schema": 1,

@@ -9,6 +9,7 @@ from kernel_box import D0, D1, HUGE, VPN, Box, P, fill_node, hugetlb_mmap
 from privmem.nodeagent.host import (
     compaction,
     contig,
+    filemap,
     hugetlb,
     hugetlb_map,
     khugepaged,
@@ -340,7 +341,7 @@ def test_an_allocation_compacts_only_where_it_may():
     assert box.bind(P, HUGE) == 0
     assert box.touch(1) == 0
     assert box.nids(2) == [P, None]
-    assert box.count("compact_stall", "compact_fail", "compact_isolated") == [1, 1, 0]
+    assert box.count("compact_stall", "compact_fail", "compact_isolated") == [2, 2, 0]
 
 
 def test_fragmentation_index_by_hand(box):
@@ -351,3 +352,25 @@ def test_fragmentation_index_by_hand(box):
     assert compaction.fragmentation_index(node, 0) == -1000
     usable = sum(n << k for k, n in enumerate(node.buddy.free_blocks_by_order()) if k >= 1)
     assert compaction.unusable_index(node, 1) == (free - usable) * 1000 // free
+
+
+@pytest.mark.parametrize(("defrag", "huge", "stalls"), [("madvise", HUGE, True), ("never", 0, False)])
+def test_a_huge_fault_reclaims_when_it_may_wait(box, defrag, huge, stalls):
+    box.memory.high_order.thp.defrag = defrag
+    file = box.kernel.create_file("f", 16 * HUGE)
+    filemap.read_pages(box.memory, box.task, file, 0, 16 * HUGE)  # clean pages everywhere
+    assert box.memory.nodes[D0].free_pages < HUGE
+    box.map(HUGE, huge=True)
+    assert box.bind(D0, HUGE) == 0
+    stalled = box.count("allocstall")[0]
+    assert box.touch(1) == 0
+    assert thp.anon_huge_pages(box.memory, box.task) == huge
+    assert (box.count("allocstall")[0] > stalled) == stalls
+
+
+def test_a_pool_reclaims_for_its_pages(box):
+    file = box.kernel.create_file("f", 16 * HUGE)
+    filemap.read_pages(box.memory, box.task, file, 0, 16 * HUGE)
+    assert hugetlb.write_nr_hugepages(box.memory, 12, nid=D0) == 0
+    validate_memory(box.memory)
+    assert hugetlb.nr_hugepages(box.memory, D0) > 8

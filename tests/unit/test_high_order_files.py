@@ -8,7 +8,8 @@ from kernel_box import D0, D1, HUGE, P, Q, boot
 
 from privmem.nodeagent.host.drivers.contig_control import ContigControl
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
-from privmem.nodeagent.host.process import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, Signalled
+from privmem.nodeagent.host.madvise import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from privmem.nodeagent.host.process import Signalled
 from privmem.scheduler.abi import Mpol
 
 PAGE = 4096

@@ -9,6 +9,7 @@ import pytest
 from strict_rack import EPOCH_NS, ListedStream, StrictRack
 
 from privmem.nodeagent.host import filemap, numa_balancing, oom
+from privmem.nodeagent.host import move_calls as moves
 from privmem.nodeagent.host import numa_syscalls as numa
 from privmem.nodeagent.host import syscalls as calls
 from privmem.nodeagent.host.layout import PG_ACTIVE, PTE_ACCESSED, PTE_DIRTY, PTE_WRITABLE
@@ -60,7 +61,7 @@ def run(rack, epochs=20):
 
 
 def where(rack, start, nr_pages, task=None):
-    return numa.query_range(rack.memory, task or rack.tasks[0], start, nr_pages)
+    return moves.query_range(rack.memory, task or rack.tasks[0], start, nr_pages)
 
 
 def entry(rack, vpn, task=None):
@@ -235,7 +236,7 @@ def mapped_on_cxl(rack, nr_pages, start=0):
     memory, task = rack.memory, rack.tasks[0]
     calls.mmap_anon(memory, task, start, nr_pages, 60)
     rack.call(calls.touch, task, start, nr_pages, True)
-    moved = rack.call(numa.move_pages, task, list(range(start, start + nr_pages)), [CXL] * nr_pages, 2)
+    moved = rack.call(moves.move_pages, task, list(range(start, start + nr_pages)), [CXL] * nr_pages, 2)
     assert moved[0] == 0
     return task
 
@@ -276,7 +277,7 @@ def test_the_scanner_begins_anew_when_its_place_was_unmapped():
     assert scan(rack, 20 << 12) == 20
     calls.munmap(rack.memory, task, 15, 15)
     rack.call(calls.touch, task, 0, 15, False)
-    rack.call(numa.move_pages, task, list(range(15)), [CXL] * 15, 2)
+    rack.call(moves.move_pages, task, list(range(15)), [CXL] * 15, 2)
     assert scan(rack) == 15
 
 
@@ -294,7 +295,7 @@ def test_pages_shared_by_copy_on_write_and_shared_memory_are_not_scanned():
     calls.fork(rack.memory, task, 101)
     calls.mmap_shared(rack.memory, task, 100, 5)
     rack.call(calls.touch, task, 100, 5, True)
-    assert rack.call(numa.move_pages, task, list(range(100, 105)), [CXL] * 5, 2)[0] == 0
+    assert rack.call(moves.move_pages, task, list(range(100, 105)), [CXL] * 5, 2)[0] == 0
     assert scan(rack) == 0
 
 
@@ -336,7 +337,7 @@ def test_a_moved_page_stays_active():
     memory.lru_del(pfn)
     memory.frames.flags[pfn] |= np.uint16(PG_ACTIVE)
     memory.lru_add(pfn)
-    rack.call(numa.move_pages, task, [0], [CXL], 2)
+    rack.call(moves.move_pages, task, [0], [CXL], 2)
     assert memory.lru_sizes(CXL)[:2] == [0, 1]
 
 

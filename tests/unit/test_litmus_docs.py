@@ -42,7 +42,7 @@ def test_the_machine_is_one(mine, capsys):
         "title: t\ndesigns: [private-zonelist:F0, private-zonelist, private-zonelist:F2]\n"
         + machine
         + "steps:\n  - A: touch_nothing = mmap 1 page\n"
-    )  # noqa: E501
+    )
     assert main(["litmus", "mine.yaml", "--design", "every"]) == 0, capsys.readouterr()
 
 

@@ -6,7 +6,8 @@ from privmem.cluster.cli import main
 from privmem.cluster.litmus.report import run_all
 from privmem.cluster.litmus.script import parse_script
 from privmem.nodeagent.host.process import Signalled
-from privmem.nodeagent.host.story import REFUSED, Event, Story
+from privmem.nodeagent.host.story import Story
+from privmem.nodeagent.host.story_events import REFUSED, Event
 
 HEAD = "title: t\nsteps:\n"
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privmem.nodeagent.host import filemap
+from privmem.nodeagent.host import filemap, madvise
+from privmem.nodeagent.host import migrate_calls as migrating
+from privmem.nodeagent.host import move_calls as moves
 from privmem.nodeagent.host import numa_syscalls as numa
 from privmem.nodeagent.host import syscalls as calls
 from privmem.nodeagent.host.audit import validate_memory
@@ -59,7 +61,7 @@ class Box:
         self.task = Task(1, 0, self.memory.resolver)
 
     def where(self, start, nr_pages, task=None):
-        return numa.query_range(self.memory, task or self.task, start, nr_pages)
+        return moves.query_range(self.memory, task or self.task, start, nr_pages)
 
     def bind(self, start, nr_pages, mode, nodes, flags=0):
         return numa.mbind(self.memory, self.task, start, nr_pages, mode, nodes, flags)
@@ -92,8 +94,8 @@ def grow(box, nid):
 
 CALLS = [
     lambda box: box.bind(0, 40, Mpol.BIND, 1 << USER, MPOL_MF_MOVE | MPOL_MF_STRICT),
-    lambda box: numa.move_pages(box.memory, box.task, list(range(40)), [USER] * 40, MPOL_MF_MOVE)[0],
-    lambda box: numa.migrate_pages(box.memory, box.task, 1 << D0, 1 << USER),
+    lambda box: moves.move_pages(box.memory, box.task, list(range(40)), [USER] * 40, MPOL_MF_MOVE)[0],
+    lambda box: migrating.migrate_pages(box.memory, box.task, 1 << D0, 1 << USER),
 ]
 
 
@@ -148,13 +150,13 @@ def until_done(box, call):
 def test_migrate_pages_does_not_repeat_a_finished_phase():
     box, (task, _) = box_between_two_phases()
     with pytest.raises(NeedsExtent):
-        numa.migrate_pages(box.memory, task, OLD, NEW)
+        migrating.migrate_pages(box.memory, task, OLD, NEW)
     assert task.migrating == (OLD, NEW, 1 << D0, 0)
     copy = Task(1, 0, box.memory.resolver)
     copy.restore(plain.unpack(*plain.pack(task.snapshot())))
     assert copy.migrating == task.migrating
     assert D1 in box.where(0, 40)  # a repeated first phase would take these on to USER
-    assert until_done(box, lambda: numa.migrate_pages(box.memory, task, OLD, NEW)) == (1, 0)
+    assert until_done(box, lambda: migrating.migrate_pages(box.memory, task, OLD, NEW)) == (1, 0)
     assert (task.migrating, box.where(0, 50)) == (None, [D1] * 40 + [USER] * 10)
     assert box.memory.vmstat.count["pgmigrate_success"] == 50
 
@@ -184,7 +186,7 @@ def test_a_cpuset_of_several_tasks_goes_on_where_it_stopped():
 def test_migrate_pages_keeps_relative_places(old, new, moves):
     made, left = [], old
     while left:
-        source, target = numa.next_move(old, new, left)
+        source, target = migrating.next_move(old, new, left)
         if source < 0:
             break
         made.append((source, target))
@@ -233,19 +235,19 @@ def test_move_pages_to_and_from_private_nodes(box):
     calls.mmap_anon(box.memory, box.task, 0, 4)
     box.write(0, 4)
     vpns = list(range(4))
-    assert numa.move_pages(box.memory, box.task, vpns, [USER] * 4, MPOL_MF_MOVE) == (0, [USER] * 4)
-    assert numa.move_pages(box.memory, box.task, vpns, [D1] * 4, MPOL_MF_MOVE) == (0, [D1] * 4)
-    unset = [numa.STATUS_UNSET] * 4
-    assert numa.move_pages(box.memory, box.task, vpns, [CRAM] * 4, MPOL_MF_MOVE) == (-errno.ENODEV, unset)
-    assert numa.move_pages(box.memory, box.task, vpns, [9] * 4, MPOL_MF_MOVE) == (-errno.ENODEV, unset)
-    assert numa.move_pages(box.memory, box.task, vpns, [D0] * 4, 1) == (-errno.EINVAL, unset)
+    assert moves.move_pages(box.memory, box.task, vpns, [USER] * 4, MPOL_MF_MOVE) == (0, [USER] * 4)
+    assert moves.move_pages(box.memory, box.task, vpns, [D1] * 4, MPOL_MF_MOVE) == (0, [D1] * 4)
+    unset = [moves.STATUS_UNSET] * 4
+    assert moves.move_pages(box.memory, box.task, vpns, [CRAM] * 4, MPOL_MF_MOVE) == (-errno.ENODEV, unset)
+    assert moves.move_pages(box.memory, box.task, vpns, [9] * 4, MPOL_MF_MOVE) == (-errno.ENODEV, unset)
+    assert moves.move_pages(box.memory, box.task, vpns, [D0] * 4, 1) == (-errno.EINVAL, unset)
 
 
 def test_move_pages_stops_at_the_first_impossible_node(box):
     calls.mmap_anon(box.memory, box.task, 0, 3)
     box.write(0, 3)
-    answer = numa.move_pages(box.memory, box.task, [0, 1, 2], [D1, CRAM, D1], MPOL_MF_MOVE)
-    assert answer == (-errno.ENODEV, [D1, numa.STATUS_UNSET, numa.STATUS_UNSET])
+    answer = moves.move_pages(box.memory, box.task, [0, 1, 2], [D1, CRAM, D1], MPOL_MF_MOVE)
+    assert answer == (-errno.ENODEV, [D1, moves.STATUS_UNSET, moves.STATUS_UNSET])
     assert box.where(0, 3) == [D1, D0, D0]
 
 
@@ -253,7 +255,7 @@ def test_status_of_what_is_not_there(box):
     calls.mmap_anon(box.memory, box.task, 0, 2)
     calls.mmap_shared(box.memory, box.task, 10, 2)
     assert box.where(0, 12) == [-errno.EFAULT] * 10 + [-errno.ENOENT] * 2
-    assert numa.query_pages(box.memory, box.task, list(range(12))) == box.where(0, 12)
+    assert moves.query_pages(box.memory, box.task, list(range(12))) == box.where(0, 12)
 
 
 def test_shared_pages_stay_without_move_all(box):
@@ -262,7 +264,7 @@ def test_shared_pages_stay_without_move_all(box):
     child = calls.fork(box.memory, box.task, 2)
     assert box.bind(0, 4, Mpol.BIND, 1 << D1, MPOL_MF_MOVE | MPOL_MF_STRICT) == 0
     assert box.where(0, 4) == [D0] * 4
-    assert numa.move_pages(box.memory, box.task, [0], [D1], MPOL_MF_MOVE) == (0, [-errno.EACCES])
+    assert moves.move_pages(box.memory, box.task, [0], [D1], MPOL_MF_MOVE) == (0, [-errno.EACCES])
     assert box.bind(0, 4, Mpol.BIND, 1 << D1, EVERY) == 0
     assert box.where(0, 4) == box.where(0, 4, child) == [D1] * 4
     calls.exit_task(box.memory, child)
@@ -310,7 +312,7 @@ def test_munmap_in_the_middle_and_reuse(box):
     assert calls.munmap(box.memory, box.task, 4, 4) == 0
     assert box.used(D0) == 8
     assert calls.touch(box.memory, box.task, 0, 12, False) == -errno.EFAULT
-    assert calls.madvise_dontneed(box.memory, box.task, 0, 12) == -errno.ENOMEM
+    assert madvise.madvise_dontneed(box.memory, box.task, 0, 12) == -errno.ENOMEM
     assert box.used(D0) == 0
     calls.mmap_anon(box.memory, box.task, 4, 4)
     assert box.write(0, 12) == 0
@@ -419,13 +421,13 @@ def play(box, group, op):
     elif name == "policy":
         numa.set_mempolicy(task, *args)
     elif name == "move":
-        numa.move_pages(memory, task, list(range(start, start + nr_pages)), [args[1]] * nr_pages, args[2])
+        moves.move_pages(memory, task, list(range(start, start + nr_pages)), [args[1]] * nr_pages, args[2])
     elif name == "migrate":
-        numa.migrate_pages(memory, task, *args)
+        migrating.migrate_pages(memory, task, *args)
     elif name == "unmap":
         calls.munmap(memory, task, start, nr_pages)
     elif name == "forget":
-        calls.madvise_dontneed(memory, task, start, nr_pages)
+        madvise.madvise_dontneed(memory, task, start, nr_pages)
     elif name == "fork":
         child = calls.fork(memory, task, 2)
         calls.touch(memory, child, start, nr_pages, True)
