@@ -126,6 +126,8 @@ def _move(
         for first in list(memory.high_order.huge_maps.overlapping(part.slot, part.nr_pages)):
             huge_split.split(memory, first)
     memory.page_table.move(part.slot, part.nr_pages, new_addr)
+    if memory.story is not None:
+        memory.story.remapped(part.slot, part.nr_pages)
     moved = part.moved + addr - new_addr if part.kind == VMA_ANON else 0
     there = replace(part, start=new_addr, end=new_addr + old_pages, moved=moved)
     task.mm.replace_range(addr, addr + old_pages, [])

@@ -56,6 +56,8 @@ def pin_user_pages(
             return -errno.EFAULT if pfn == -errno.ENXIO else pfn
         _pin(memory, pfn)
         pinned.append(pfn)
+        if memory.story is not None:
+            memory.story.pinned(pfn, longterm)
     memory.high_order.pins_of.setdefault(task.pid, []).extend(pinned)
     memory.vmstat.add("nr_foll_pin_acquired", nr_pages)
     return nr_pages
@@ -156,7 +158,12 @@ def _pinnable(memory: Memory, task: Task, pfn: int) -> int:
     if nodemask.has(memory.topology.private, nid):
         if allows(Service.LONGTERM_PIN, nid):
             return pfn
-        return _move_off(memory, task, pfn) if allows(Service.PIN_MIGRATE, nid) else -errno.ENOMEM
+        if allows(Service.PIN_MIGRATE, nid):
+            return _move_off(memory, task, pfn)
+        if memory.story is not None:
+            design = memory.resolver.design.name
+            memory.story.stayed(pfn, f"{design}: neither pinned here for long nor moved off to be pinned")
+        return -errno.ENOMEM
     if nodemask.has(memory.topology.normal_zone, nid) and not _in_cma(memory, pfn):
         return pfn
     return _move_off(memory, task, pfn)

@@ -126,6 +126,8 @@ def _swap_out(memory: Memory, pfn: int, sc: ScanControl) -> bool:
     if not sc.may_swap:
         return _keep(memory, pfn, activate=False)
     if not cached and not swap_cache.add_to_swap(memory, pfn):
+        if memory.story is not None:
+            memory.story.stayed(pfn, "no room on swap")
         return _keep(memory, pfn, activate=True)
     slot = area.slot_of[pfn]
     alone = memory.mapped_once(pfn)
@@ -138,6 +140,8 @@ def _swap_out(memory: Memory, pfn: int, sc: ScanControl) -> bool:
         memory.page_table.pte[at] = np.uint32(entry_of(slot, exclusive))
         area.duplicate(slot)
     sc.cost_ns += swap_cache.write_out(memory, pfn)
+    if memory.story is not None:
+        memory.story.swapped(pfn, slot)
     return _free_cached(memory, pfn, sc)
 
 
@@ -165,6 +169,8 @@ def _swap_out_shmem(memory: Memory, pfn: int, sc: ScanControl) -> bool:
     frames.flags[pfn] &= np.uint16(0xFFFF ^ PG_OBJECT)
     frames.object_id[pfn] = frames.object_index[pfn] = 0
     sc.cost_ns += swap_cache.write_out(memory, pfn)
+    if memory.story is not None:
+        memory.story.swapped(pfn, slot)
     return _free_cached(memory, pfn, sc)
 
 

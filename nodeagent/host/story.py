@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from privmem.nodeagent.host.layout import PG_UNINVITED, PTE_PRESENT, PTE_PROTNONE, PTE_ZERO
+from privmem.nodeagent.host.layout import PG_UNINVITED, PTE_PFN_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_ZERO
 from privmem.nodeagent.host.story_events import (
     ALLOCATED,
     CACHED,
@@ -21,8 +21,10 @@ from privmem.nodeagent.host.story_events import (
     FREED,
     MAPPED,
     MOVED,
+    PINNED,
     REFUSED,
     STAYED,
+    SWAPPED,
     UNMAPPED,
     Event,
     Place,
@@ -80,8 +82,7 @@ class Story:
         nid = self.memory.frames.nid_of(pfn)
         passed = ctx.zones[: ctx.zones.index(nid)] if nid in ctx.zones else ()
         full = f"; {self._shortage(passed)}" if passed else ""
-        text = f"{self._request(ctx)} -> {self._level(nid)}{full}{self._leak(pfn)}"
-        self._add(ALLOCATED, pfn, place=self._faulting(), text=text)
+        self._add(ALLOCATED, pfn, text=f"{self._request(ctx)} -> {self._level(nid)}{full}{self._leak(pfn)}")
 
     def placed(self, request: AllocRequest, pfns: Iterable[int]) -> None:
         """Frames were taken for a move to a node that was chosen before."""
@@ -137,6 +138,15 @@ class Story:
         """A page-table entry names the frame no more."""
         mm_id, vpn = self._address(slot)
         self._add(UNMAPPED, pfn, place=(mm_id, vpn, vpn + 1), text=f"by process {mm_id}")
+
+    def remapped(self, slot: int, nr_pages: int) -> None:
+        """`move_page_tables`: entries are at other addresses now."""
+        for at in range(slot, slot + nr_pages):
+            entry = int(self.memory.page_table.pte[at])
+            if entry & PTE_PRESENT:
+                mm_id, vpn = self._address(at)
+                place = (mm_id, vpn, vpn + 1)
+                self._add(MAPPED, entry >> PTE_PFN_SHIFT, place=place, text="the page is at this address now")
 
     def _address(self, slot: int) -> tuple[int, int]:
         region = self.memory.page_table.find(slot)
@@ -198,12 +208,21 @@ class Story:
     def moved(self, old: int, new: int, reason: Reason) -> None:
         """A page is in another frame."""
         nid_of = self.memory.frames.nid_of
-        text = f"from node {nid_of(old)} to node {nid_of(new)}: {_REASONS[reason]}"
+        text = f"from node {nid_of(old)} to node {nid_of(new)}: {_MOVES.get(reason, _REASONS[reason])}"
         self._add(MOVED, new, old, text=text)
 
     def stayed(self, pfn: int, why: str) -> None:
         """A page that somebody wanted to move or take stays where it is."""
         self._add(STAYED, pfn, text=f"on node {self.memory.frames.nid_of(pfn)}: {why}")
+
+    def swapped(self, pfn: int, slot: int) -> None:
+        """What a page holds is on swap, and nobody maps the page any more."""
+        self._add(SWAPPED, pfn, text=f"to slot {slot} of the swap area")
+
+    def pinned(self, pfn: int, longterm: bool) -> None:
+        """A device holds the page where it is."""
+        nid = self.memory.frames.nid_of(pfn)
+        self._add(PINNED, pfn, text=f"on node {nid}, {'for long' if longterm else 'for a short while'}")
 
     # -- what those who drive the kernel say
 
@@ -343,4 +362,11 @@ _REASONS: dict[Reason, str] = {
     Reason.COLLAPSE: "a huge page for small ones",
     Reason.KSM: "merging equal pages",
     Reason.NETWORK: "a message buffer",
+}
+#: Where a reason means something else for a move.
+_MOVES: dict[Reason, str] = {
+    Reason.KERNEL: "compaction",
+    Reason.CONTIG: "room for a contiguous range",
+    Reason.HOTPLUG: "its memory goes offline",
+    Reason.OWNER: "the driver of the node brings it home",
 }

@@ -146,6 +146,9 @@ def map_huge(memory: Memory, slot: int, pfn: int, *, writable: bool) -> None:
     if node.spec.stores:
         store_content(memory, node, pfns)
     memory.high_order.huge_maps.add(slot)
+    if memory.story is not None:
+        for offset in range(HPAGE_PAGES):
+            memory.story.mapped(slot + offset, pfn + offset)
 
 
 # -- writing, advice, and looking
