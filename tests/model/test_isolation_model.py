@@ -308,6 +308,7 @@ def test_random_programs(design):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("design", [design for design in sorted(DESIGNS) if ":" not in design])
 def test_many_random_programs(design):
-    run(design, examples=300, steps=100)
+    run(design, examples=240, steps=100)
