@@ -12,6 +12,7 @@ from privmem.cluster.litmus.grammar import Misread, nearest
 from privmem.cluster.litmus.values import FEATURES, HUGE_PAGES
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
+from privmem.nodeagent.host.swap import swapon
 from privmem.scheduler.abi import PAGE_SIZE, Feature
 from privmem.scheduler.tiers import ADISTANCE_BY_CLASS, ADISTANCE_DAX
 from privmem.scheduler.topology import LOCAL_DISTANCE, ZONE_MOVABLE, ZONE_NORMAL
@@ -28,7 +29,11 @@ PRIVATE_DISTANCE = 30
 
 _NODE_KEYS = ("memory", "cpus", "private", "class", "zone", "adistance", "distance", "plugged")
 _MACHINE_KEYS = ("nodes", "files", "cgroups", "distances", "sysctl", "cgroup_version", "cmdline", "linux")
-_SYSCTL_KEYS = ("demotion", "numa_balancing", "thp", "pagetables", "readahead", "fault_around", "zero_page")
+#: Switches, sizes in pages and numbers of `sysctl`.
+_SWITCHES = ("demotion", "pagetables", "zero_page", "swap_in_ram")
+_SIZES = ("readahead", "fault_around", "swap")
+_NUMBERS = ("numa_balancing", "swappiness", "page_cluster", "watermark_scale_factor", "min_free_kbytes")
+_SYSCTL_KEYS = (*_SWITCHES, *_SIZES, *_NUMBERS, "thp")
 _CLASSES = sorted(ADISTANCE_BY_CLASS)
 
 
@@ -58,13 +63,20 @@ class Machine:
             NumaBalancing(mode=self.sysctl.get("numa_balancing", 0)),
             demotion_enabled=self.sysctl.get("demotion", False),
             linux=self.linux,
+            # One access brings one page, unless the file says otherwise; Linux's own are 32 and 16 pages.
             readahead_pages=self.sysctl.get("readahead", 0),
             fault_around_pages=self.sysctl.get("fault_around", 1),
+            zero_page=self.sysctl.get("zero_page", True),
+            swappiness=self.sysctl.get("swappiness", 60),
+            watermark_scale_factor=self.sysctl.get("watermark_scale_factor", 10),
+            min_free_kbytes=self.sysctl.get("min_free_kbytes"),
         )
         kernel = Kernel(self.nodes.values(), self.distances, design, knobs, self.cgroup_v1, self.cmdline)
         kernel.memory.account_pagetables = self.sysctl.get("pagetables", False)
-        if "thp" in self.sysctl:
-            kernel.sysfs.write("/sys/kernel/mm/transparent_hugepage/enabled", self.sysctl["thp"])
+        kernel.memory.high_order.thp.enabled = self.sysctl.get("thp", "madvise")
+        if self.sysctl.get("swap"):
+            in_ram, cluster = self.sysctl.get("swap_in_ram", False), self.sysctl.get("page_cluster", 0)
+            swapon(kernel.memory, self.sysctl["swap"], synchronous=in_ram, page_cluster=cluster)
         for name, pages in self.files.items():
             kernel.create_file(name, pages)
         for name, parent in self.cgroups.items():
@@ -95,6 +107,8 @@ class Reader:
                 )
             nodes[name] = self._node(below, f"machine.nodes.{name}", nid, distances.setdefault(name, {}))
         matrix = self._matrix(nodes, distances)
+        if "distances" in top:
+            matrix = self._given_matrix(top["distances"], len(nodes))
         for name, row in distances.items():
             for other in row:
                 if other not in nodes and other != "*":
@@ -192,6 +206,21 @@ class Reader:
             rows.append(tuple(row))
         return tuple(rows)
 
+    def _given_matrix(self, tree: Tree, nr_nodes: int) -> tuple[tuple[int, ...], ...]:
+        """The SLIT, a row for each node in the order of `nodes`."""
+        rows = tree.plain() if isinstance(tree.value, list) else ()
+        fits = len(rows) == nr_nodes and all(
+            isinstance(row, tuple) and len(row) == nr_nodes and all(_is_distance(d) for d in row)
+            for row in rows
+        )
+        if not fits or any(row[at] != LOCAL_DISTANCE for at, row in enumerate(rows)):
+            allowed = (
+                f"{nr_nodes} rows of {nr_nodes} numbers from 11 to 254, {LOCAL_DISTANCE} for the node itself"
+            )
+            self._wrong(tree, "machine.distances", found(tree), allowed)
+            return ()
+        return rows
+
     def _sizes(self, tree: Tree | None, path: str) -> dict[str, int]:
         if tree is None:
             return {}
@@ -220,9 +249,9 @@ class Reader:
         values: dict[str, Any] = {}
         for key, below in self._mapping(tree, "machine.sysctl", _SYSCTL_KEYS).items():
             path = f"machine.sysctl.{key}"
-            if key in ("demotion", "pagetables", "zero_page"):
+            if key in _SWITCHES:
                 values[key] = self._bool(below, path, False)
-            elif key == "numa_balancing":
+            elif key in _NUMBERS:
                 values[key] = self._int(below, path, 0)
             elif key == "thp":
                 values[key] = self._word(below, path, ("always", "madvise", "never"), "madvise")
@@ -300,6 +329,10 @@ class Reader:
 
     def _wrong(self, tree: Tree, path: str, what: str, allowed: str) -> None:
         self.problems.append(Problem(tree.line, f"found {what}; allowed: {allowed}", path))
+
+
+def _is_distance(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and LOCAL_DISTANCE <= value <= 254
 
 
 __all__ = ["Machine", "Misread", "Reader"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privmem.cluster.litmus.values import RangeRef
-from privmem.cluster.litmus.world import Mapped, Stuck, World, check
+from privmem.cluster.litmus.world import Mapped, World, check
 from privmem.nodeagent.host import mlock, mprotect, mremap
 from privmem.nodeagent.host import mmap as mappings
 from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
@@ -45,11 +45,8 @@ def map_range(world: World, actor: str, values: Values, file: str = "") -> None:
     first = values.get("first", 0)
     opened, length = None, values.get("size", 0)
     if file:
-        holder = world.kernel.files.get(file) or world.opened.get(file)
-        if holder is None:
-            raise Stuck(f"there is no file {file}")
-        opened = world.kernel.memory.page_cache.opened(holder)
-        length = length or (holder.nr_pages - first) * PAGE_SIZE
+        opened = world.open_file(file)
+        length = length or (world.file(file).nr_pages - first) * PAGE_SIZE
     flags = mappings.MAP_SHARED if "shared" in values else mappings.MAP_PRIVATE
     flags |= _bits(_MMAP_FLAGS, values) | (0 if file else mappings.MAP_ANONYMOUS)
     addr = int(values.get("addr", 0))

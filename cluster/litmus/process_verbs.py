@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from privmem.cluster.litmus.file_verbs import open_device
 from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Mapped, Stuck, World, check, run_lengths
-from privmem.nodeagent.host import filemap
-from privmem.nodeagent.host.drivers.anondax import AnonDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
-from privmem.nodeagent.host.pagecache import MemObject
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import (
     MPOL_F_RELATIVE_NODES,
@@ -25,15 +23,10 @@ from privmem.scheduler.abi import (
 Values = dict[str, Any]
 
 
-def _file(world: World, name: str) -> MemObject:
-    found = world.kernel.files.get(name) or world.opened.get(name)
-    if found is None:
-        raise Stuck(f"there is no file {name}")
-    return found
-
-
 def _range(world: World, actor: str, ref: RangeRef) -> tuple[int, int]:
     mapped = world.mapping(actor, ref)
+    if mapped.process != actor:
+        raise Stuck(f"{actor} cannot do this to memory of {mapped.process}")
     return mapped.addr, mapped.length
 
 
@@ -49,24 +42,9 @@ def _mmap_device(world: World, actor: str, values: Values) -> None:
     if isinstance(device, DaxTest):
         check(device.mmap(process.task, start, nr, "shared" in values))
     else:
-        opened = world.opened.get(values.get("word", "")) or _open_device(device)
+        opened = world.opened.get(values.get("word", "")) or open_device(device)
         check(device.mmap(process.task, opened, start, nr, values.get("first", 0), "shared" in values))
     _keep(world, actor, values, start << PAGE_SHIFT, length)
-
-
-def _open_device(device: AnonDax) -> MemObject:
-    opened = device.open()
-    if isinstance(opened, int):
-        check(opened)
-    assert isinstance(opened, MemObject)
-    return opened
-
-
-def _open(world: World, actor: str, values: Values) -> None:
-    device = world.devices[values["device"]]
-    if not isinstance(device, AnonDax):
-        raise Stuck("only an anondax device is opened by name")
-    world.opened[values["result"]] = _open_device(device)
 
 
 def _mmap_huge(world: World, actor: str, values: Values) -> None:
@@ -84,14 +62,6 @@ def _store(world: World, actor: str, values: Values) -> None:
 
 def _load(world: World, actor: str, values: Values) -> None:
     world.process(actor).touch(*_range(world, actor, values["range"]), write=False)
-
-
-def _read(world: World, actor: str, values: Values) -> int:
-    file = _file(world, values["file"])
-    first = values.get("first", 0)
-    nr = values.get("size", (file.nr_pages - first) * PAGE_SIZE) // PAGE_SIZE
-    process = world.process(actor)
-    return check(filemap.read_pages(world.kernel.memory, process.task, file, first, nr))
 
 
 def _mode(values: Values) -> int:
@@ -144,25 +114,33 @@ def _mems_allowed(world: World, actor: str, _values: Values) -> str:
     return ",".join(world.node_name(nid) for nid in sorted(nodes))
 
 
-def _addresses(world: World, actor: str, ref: RangeRef) -> list[int]:
-    addr, length = _range(world, actor, ref)
-    return list(range(addr, addr + length, PAGE_SIZE))
+def _addresses(world: World, actor: str, ref: RangeRef) -> tuple[list[int], int]:
+    """Address of each page of a range, also of another process's, and whose it is."""
+    mapped = world.mapping(actor, ref)
+    pid = 0 if mapped.process == actor else world.process(mapped.process).pid
+    return list(range(mapped.addr, mapped.addr + mapped.length, PAGE_SIZE)), pid
 
 
 def _move_pages(world: World, actor: str, values: Values) -> str:
-    addrs = _addresses(world, actor, values["range"])
+    addrs, pid = _addresses(world, actor, values["range"])
     flags = MPOL_MF_MOVE_ALL if "all" in values else MPOL_MF_MOVE
-    status = world.process(actor).move_pages(addrs, [values["node"]] * len(addrs), flags)
+    status = world.process(actor).move_pages(addrs, [values["node"]] * len(addrs), flags, pid)
     return run_lengths([world.status_text(s) for s in status])
 
 
 def _query_pages(world: World, actor: str, values: Values) -> str:
-    status = world.process(actor).move_pages(_addresses(world, actor, values["range"]))
+    addrs, pid = _addresses(world, actor, values["range"])
+    status = world.process(actor).move_pages(addrs, pid=pid)
     return run_lengths([world.status_text(s) for s in status])
 
 
 def _migrate_pages(world: World, actor: str, values: Values) -> int:
-    return world.process(actor).migrate_pages(values["from"], values["to"])
+    pid = world.process(values["process"]).pid if "process" in values else 0
+    return world.process(actor).migrate_pages(values["from"], values["to"], pid)
+
+
+def _drop_root(world: World, actor: str, _values: Values) -> None:
+    world.task(actor).root = False
 
 
 def _madvise(world: World, actor: str, values: Values) -> None:
@@ -212,13 +190,11 @@ VERBS = [
         _mmap_device,
         "a driver's device file; `opened NAME` maps what `NAME = open DEVICE` opened",
     ),
-    ("open DEVICE", _open, "`NAME = open dax`: open an anondax device file once"),
     ("mmap hugetlb SIZE [shared]", _mmap_huge, "huge pages of the pool (MAP_HUGETLB)"),
     ("munmap RANGE", _munmap, "munmap(2)"),
     ("touch RANGE", _store, "write to each page, in order"),
     ("store RANGE", _store, "the same as touch"),
     ("load RANGE", _load, "read each page, in order"),
-    ("read FILE [from FIRST:NUMBER] [SIZE]", _read, "pread(2) of a file, page by page; gives the pages read"),
     ("set_mempolicy MODE [NODES] [static|relative]...", _set_mempolicy, "set_mempolicy(2)"),
     ("mbind RANGE MODE [NODES] [static|relative|strict|move|move_all]...", _mbind, "mbind(2)"),
     ("set_mempolicy_home_node RANGE NODE", _home_node, "set_mempolicy_home_node(2) (Linux 5.17)"),
@@ -227,10 +203,15 @@ VERBS = [
     (
         "move_pages RANGE NODE [all]",
         _move_pages,
-        "move_pages(2) to one node: status of each page, `P*4 ENOENT`",
+        "move_pages(2) to one node, also of another's B.mem; all: MOVE_ALL: status of each page, `P*4 ENOENT`",
     ),
     ("query_pages RANGE", _query_pages, "move_pages(2) without nodes: where each page is"),
-    ("migrate_pages FROM:NODES TO:NODES", _migrate_pages, "migrate_pages(2) of itself: pages that stayed"),
+    (
+        "migrate_pages FROM:NODES TO:NODES [of PROCESS]",
+        _migrate_pages,
+        "migrate_pages(2) of itself, or of another process: pages that stayed",
+    ),
+    ("drop root", _drop_root, "the process loses CAP_SYS_NICE and CAP_SYS_PTRACE (it begins as root)"),
     ("madvise RANGE ADVICE", _madvise, "madvise(2): dontneed, pageout, cold, free, collapse, ..."),
     ("pin RANGE [read] [short]", _pin, "a device pins pages, long-term unless short: how many"),
     ("unpin RANGE", _unpin, "undo the pins"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from privmem.cluster.litmus import admin_verbs, kernel_verbs, mapping_verbs, process_verbs
+from privmem.cluster.litmus import admin_verbs, file_verbs, kernel_verbs, mapping_verbs, process_verbs
 from privmem.cluster.litmus.grammar import Misread, Pattern, match, nearest, pattern
 from privmem.cluster.litmus.values import TYPES, Names
 from privmem.cluster.litmus.world import World
@@ -45,7 +45,7 @@ def _table(entries: Sequence[tuple[str, Function, str]]) -> tuple[Verb, ...]:
 
 #: Actor -> its commands; every other actor is a process.
 TABLES: dict[str, tuple[Verb, ...]] = {
-    "process": _table([*mapping_verbs.VERBS, *process_verbs.VERBS]),
+    "process": _table([*mapping_verbs.VERBS, *file_verbs.VERBS, *process_verbs.VERBS]),
     "kernel": _table(kernel_verbs.VERBS),
     "admin": _table(admin_verbs.VERBS),
     "driver": _table(admin_verbs.DRIVER_VERBS),
@@ -109,5 +109,7 @@ def _add_names(call: Call, names: Names) -> None:
         names.devices.add(call.result_name)
     elif verb == "cgroup":
         names.cgroups.add(values["word"])
-    elif verb == "open":
+    elif verb in ("open", "open file"):
+        if not call.result_name:
+            raise Misread(f"found {verb} without a name; allowed: NAME = {verb} ...")
         names.files.add(call.result_name)

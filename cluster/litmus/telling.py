@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from privmem.cluster.litmus.expectations import Claim, choose, nodes_of
+from privmem.cluster.litmus.expectations import Claim, choose
 from privmem.cluster.litmus.steps import Call
+from privmem.cluster.litmus.subjects import nodes_of
 from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Stuck, World
 from privmem.nodeagent.host.story_events import REFUSED, Event, Place
@@ -41,9 +42,7 @@ def note_call(world: World, actor: str, call: Call, error: str, outcome: Any) ->
 def place_of(world: World, actor: str, ref: RangeRef) -> Place:
     """The pages that a reference means, as stories name them. Raises Stuck."""
     if ref.is_file:
-        holder = world.kernel.files.get(ref.name) or world.opened.get(ref.name)
-        if holder is None:
-            raise Stuck(f"there is no file {ref.name} yet")
+        holder = world.file(ref.name)
         return -holder.object_id, ref.first, holder.nr_pages if ref.last is None else ref.last
     mapped = world.mapping(actor, ref)
     first = mapped.addr >> PAGE_SHIFT

@@ -17,6 +17,9 @@ MODES: dict[str, Mpol] = {mode.name.lower(): mode for mode in Mpol}
 
 #: Advices of madvise(2), `include/uapi/asm-generic/mman-common.h`.
 ADVICES: dict[str, int] = {
+    "normal": 0,
+    "random": 1,
+    "sequential": 2,
     "willneed": 3,
     "dontneed": 4,
     "free": 8,
@@ -28,8 +31,12 @@ ADVICES: dict[str, int] = {
     "pageout": 21,
     "populate_read": 22,
     "populate_write": 23,
+    "dontneed_locked": 24,
     "collapse": 25,
 }
+
+#: Advices of posix_fadvise(2).
+FADVICES = {"normal": 0, "random": 1, "sequential": 2, "willneed": 3, "dontneed": 4, "noreuse": 5}
 
 FEATURES: dict[str, Feature] = {
     f.name.lower(): f for f in Feature if f.name and f not in (Feature.NONE, Feature.PUBLIC, Feature.ALL)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from privmem.cluster.litmus.machine import Machine
 from privmem.cluster.litmus.values import RangeRef
 from privmem.nodeagent.host.drivers.anondax import AnonDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.nodeagent.host.kernel import Kernel
-from privmem.nodeagent.host.pagecache import MemObject
+from privmem.nodeagent.host.pagecache import MemObject, OpenFile
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import PAGE_SIZE
@@ -43,12 +45,15 @@ class World:
     mappings: dict[tuple[str, str], Mapped] = field(default_factory=dict)
     devices: dict[str, DaxTest | AnonDax] = field(default_factory=dict)
     opened: dict[str, MemObject] = field(default_factory=dict)
+    #: Open files that the script gave a name.
+    handles: dict[str, OpenFile] = field(default_factory=dict)
     #: Frames that drivers and the kernel took, by the name that the script gave them.
     taken: dict[str, list[int]] = field(default_factory=dict)
     #: What the register calls of litmus tests hold, by node number.
     held: dict[int, Held | None] = field(default_factory=dict)
     #: Counters at the last `mark`.
     base: dict[str, int] = field(default_factory=dict)
+    numastat_base: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @staticmethod
     def boot(machine: Machine, starts: dict[str, tuple[int, str]], design: str) -> World:
@@ -62,6 +67,7 @@ class World:
     def mark(self) -> None:
         """Counters count from here on."""
         self.base = dict(self.kernel.memory.vmstat.count)
+        self.numastat_base = self.kernel.memory.numastat.copy()
         for process in self.processes.values():
             process.mark_faults()
 
@@ -80,6 +86,19 @@ class World:
             cpu, cgroup = self.starts.get(name, (self.first_cpu, ""))
             self.processes[name] = self.kernel.spawn(cpu, cgroup)
         return self.processes[name]
+
+    def file(self, name: str) -> MemObject:
+        """The file of this name, or behind an open file of this name."""
+        if name in self.handles:
+            return self.kernel.memory.page_cache.of(self.handles[name].object_id)
+        found = self.kernel.files.get(name) or self.opened.get(name)
+        if found is None:
+            raise Stuck(f"there is no file {name} yet")
+        return found
+
+    def open_file(self, name: str) -> OpenFile:
+        """The open file of this name; a file's own one for those who did not open it."""
+        return self.handles.get(name) or self.kernel.memory.page_cache.opened(self.file(name))
 
     def task(self, name: str) -> Task:
         """The task of a living process, for calls that take one. Raises OSError for one that has ended."""

@@ -20,6 +20,7 @@ from privmem.nodeagent.host import (
     file_io,
     filemap,
     madvise,
+    memcg,
     migrate_calls,
     mlock,
     move_calls,
@@ -39,16 +40,19 @@ from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import PAGE_SHIFT
 from privmem.scheduler.cpuset import Cpuset
-from privmem.scheduler.topology import HostTopology, NodeTopology
+from privmem.scheduler.tiers import ADISTANCE_DAX, ADISTANCE_DRAM
+from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL, HostTopology, NodeTopology
 from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 
 _NODE_PAGES = (256 << 20) >> 12
 _DISTANCES = ((10, 20, 30, 40), (20, 10, 20, 30), (30, 20, 10, 20), (40, 30, 20, 10))
 _ALL_MEMS = 0b1111
 _NODES_WITH_CPU = 2
+#: The cgroup of the task.
+_GROUP = "t"
 _FIRST_VPN = 0x1000_0000_0000 >> 12
 #: Settings of a machine that may have any value.
-_FREE_SETTINGS = ("read_ahead_kb", "fault_around_bytes", "page_cluster")
+_FREE_SETTINGS = ("read_ahead_kb", "fault_around_bytes", "page_cluster", "slow_nodes", "demotion_enabled")
 #: Pages of the swap area that a machine with `swap: ram` has.
 _SWAP_PAGES = (32 << 20) >> PAGE_SHIFT
 #: The kernels of which there are recordings.
@@ -62,11 +66,18 @@ class NotEmulated(PrivmemError):
     """A recorded program asks for something that the emulator cannot do."""
 
 
-def _topology() -> HostTopology:
-    nodes = (
-        NodeTopology(nid, cpus=(nid,) if nid < _NODES_WITH_CPU else (), span_pages=_NODE_PAGES)
-        for nid in range(len(_DISTANCES))
-    )
+def _topology(slow_nodes: int) -> HostTopology:
+    nodes = []
+    for nid in range(len(_DISTANCES)):
+        slow = nid >= len(_DISTANCES) - slow_nodes
+        node = NodeTopology(
+            nid,
+            cpus=(nid,) if nid < _NODES_WITH_CPU else (),
+            zone=ZONE_MOVABLE if slow else ZONE_NORMAL,
+            adistance=ADISTANCE_DAX if slow else ADISTANCE_DRAM,
+            span_pages=_NODE_PAGES,
+        )
+        nodes.append(node)
     return HostTopology(tuple(nodes), _DISTANCES)
 
 
@@ -133,17 +144,19 @@ class Machine:
         chosen = SETTINGS | dict(settings or {})
         knobs = Sysctl(
             NumaBalancing(mode=0),
-            demotion_enabled=False,
+            demotion_enabled=bool(chosen["demotion_enabled"]),
             readahead_pages=int(chosen["read_ahead_kb"]) >> 2,
             fault_around_pages=int(chosen["fault_around_bytes"]) >> PAGE_SHIFT,
             zero_page=True,
             linux=linux,
         )
-        self.memory = Memory(_topology(), _specs(), knobs)
+        self.memory = Memory(_topology(int(chosen["slow_nodes"])), _specs(), knobs)
         if chosen["swap"] == "ram":
             page_cluster = int(chosen["page_cluster"])
             swap.swapon(self.memory, _SWAP_PAGES - 1, synchronous=True, page_cluster=page_cluster)
         self.task = Task(1, 0, self.memory.resolver)
+        self.memory.memcg.create(_GROUP)
+        self.memory.memcg.attach(1, _GROUP)
         self.group = Cpuset(_ALL_MEMS, _ALL_MEMS)
         cache = self.memory.page_cache
         cache.next_ino.update(first_inodes or {})
@@ -340,6 +353,15 @@ class Machine:
         self.memory.frames.flags[frames] = PG_ALLOCATED | PG_HELD
         self.filled.append((nid, frames))
         return 0
+
+    def demotion(self, switch: str) -> int:
+        self.memory.demotion_enabled = switch == "on"
+        self.memory.setup_tiers()
+        return 0
+
+    def reclaim(self, pages: int) -> int:
+        self.memory.lru_batches.drain_all()
+        return memcg.memory_reclaim(self.memory, _GROUP, pages)
 
     def unfill(self) -> int:
         while self.filled:

@@ -222,3 +222,57 @@ def sample_referenced(base, out, head, next_, flags, rmap, rmap_next, pte):
                 flags[pfn] |= np.uint16(PG_REFERENCED)
             pfn = after
     return found
+
+
+@njit(cache=True)
+def shrink_active_of(
+    lru_active, nr, inside, group, head, tail, size, next_, prev, flags, rmap, rmap_next, pte
+):
+    """`shrink_active` of the frames whose group is one of `inside` (bool by group; `group` by frame)."""
+    done = 0
+    pfn = np.int64(tail[lru_active])
+    while done < nr and pfn != NIL:
+        before = np.int64(prev[pfn])
+        if inside[group[pfn]]:
+            lru_del(lru_active, pfn, head, tail, size, next_, prev, flags)
+            referenced(pfn, rmap, rmap_next, pte)
+            flags[pfn] &= np.uint16(0xFFFF ^ PG_ACTIVE)
+            lru_add(lru_active - 1, pfn, head, tail, size, next_, prev, flags)
+            done += 1
+        pfn = before
+    return done
+
+
+@njit(cache=True)
+def isolate_inactive_of(
+    lru, nr_scan, inside, group, out, head, tail, size, next_, prev, flags, rmap, rmap_next, pte
+):
+    """`isolate_inactive` of the frames whose group is one of `inside`. Returns (frames of those groups looked at,
+    frames taken, frames activated).
+    """
+    looked = 0
+    taken = 0
+    activated = 0
+    steps = size[lru]
+    pfn = np.int64(tail[lru])
+    while steps > 0 and looked < nr_scan and pfn != NIL:
+        before = np.int64(prev[pfn])
+        steps -= 1
+        if inside[group[pfn]]:
+            lru_del(lru, pfn, head, tail, size, next_, prev, flags)
+            looked += 1
+            count = referenced(pfn, rmap, rmap_next, pte)
+            was_referenced = flags[pfn] & np.uint16(PG_REFERENCED)
+            flags[pfn] &= np.uint16(0xFFFF ^ PG_REFERENCED)
+            if count == 0:
+                out[taken] = pfn
+                taken += 1
+            elif was_referenced or count > 1:
+                flags[pfn] |= np.uint16(PG_REFERENCED | PG_ACTIVE)
+                lru_add(lru + 1, pfn, head, tail, size, next_, prev, flags)
+                activated += 1
+            else:
+                flags[pfn] |= np.uint16(PG_REFERENCED)
+                lru_add(lru, pfn, head, tail, size, next_, prev, flags)
+        pfn = before
+    return looked, taken, activated

@@ -42,11 +42,26 @@ def alloc_block(memory: Memory, ctx: AllocContext, order: int, effort: Effort) -
         pfn = _after_compaction(memory, ctx, order)
     if pfn < 0 and effort >= Effort.RECLAIM and ctx.zones:
         pfn = _after_reclaim(memory, ctx, order, MAX_RECLAIM_RETRIES if effort is Effort.RETRY else 1)
+    if pfn >= 0 and memory.memcg.active and not _charge(memory, ctx, pfn, 1 << order):
+        return -errno.ENOMEM
     if pfn >= 0:
         mark_block(memory, ctx, pfn, 1 << order)
         nid = memory.frames.nid_of(pfn)
         zone_statistics(memory, ctx.zones[0], nid, ctx.cpu_nid, 1)
     return pfn
+
+
+def _charge(memory: Memory, ctx: AllocContext, first: int, nr_pages: int) -> bool:
+    """`mem_cgroup_charge` of a block, which goes back when a group's limit does not allow it."""
+    from privmem.nodeagent.host import memcg  # which reclaims
+
+    allowed = False
+    try:
+        allowed = memcg.charge(memory, ctx, np.arange(first, first + nr_pages, dtype=np.int32))
+    finally:
+        if not allowed:
+            memory.nodes[memory.frames.nid_of(first)].buddy.free_bulk(np.arange(first, first + nr_pages))
+    return allowed
 
 
 def _from_zones(memory: Memory, ctx: AllocContext, order: int, mark: str) -> int:
@@ -133,6 +148,8 @@ def free_block(memory: Memory, first: int, nr_pages: int) -> None:
 def free_unused_block(memory: Memory, first: int, nr_pages: int) -> None:
     """Give back a block that nothing was put into: a storing device never heard of it."""
     memory.frames.flags[first : first + nr_pages] = 0
+    if memory.memcg.active:
+        memory.memcg.uncharge(np.arange(first, first + nr_pages))
     pfns = np.arange(first, first + nr_pages, dtype=np.int32)
     memory.nodes[memory.frames.nid_of(first)].buddy.free_bulk(pfns)
     memory.vmstat.add("pgfree", nr_pages)

@@ -52,6 +52,7 @@ class Cgroups:
         above = self.groups[parent].cpuset.effective
         group = Cgroup(name, parent, Cpuset.empty() if self.legacy else Cpuset.inheriting(above))
         self.groups[name] = group
+        self.memory.memcg.create(name, parent)
         return group
 
     def tasks_of(self, name: str) -> list[Task]:
@@ -84,6 +85,7 @@ class Cgroups:
         error = cpuset.attach_error(group.cpuset, self.legacy)
         if not error:
             process.cgroup = name
+            self.memory.memcg.attach(process.pid, name)
             self._move(process.task, group)
         return error
 
@@ -94,6 +96,7 @@ class Cgroups:
             for process in self.processes.values():
                 if process.cgroup == name and not process.exited:
                     process.cgroup = ancestor
+                    self.memory.memcg.attach(process.pid, ancestor)
         self._apply(outcome.changes)
         for ancestor in dict.fromkeys(outcome.evicted.values()):
             for task in self.tasks_of(ancestor):

@@ -17,6 +17,7 @@ from privmem.nodeagent.host import (
     filemap,
     khugepaged,
     ksm,
+    memcg,
     numa_balancing,
     oom,
     policy_calls,
@@ -90,6 +91,7 @@ class Kernel:
         self.processes: dict[int, Process] = {}
         self.sysfs = Files(self)
         add_files(self)
+        memcg.add_files(self)
         policy_calls.add_files(self)
         self.owners = OwnerPages(self.memory)
         #: Lines of the kernel's log (`dmesg`).
@@ -133,6 +135,7 @@ class Kernel:
     def _adopt(self, task: Task, cgroup: str) -> Process:
         process = Process(self, task, cgroup)
         self.processes[task.pid] = process
+        self.memory.memcg.attach(task.pid, cgroup)
         self._next_pid += 1
         return process
 
@@ -215,19 +218,34 @@ class Kernel:
     def out_of_memory(self, process: Process) -> Process | None:
         """The OOM killer for a fault of `process`; the victim, or None when there is nobody to kill."""
         failed = self.memory.failed
-        nodes = failed.request.nodemask if failed is not None and failed.request is not None else None
-        alive = [
-            p
-            for p in self.processes.values()
-            if not p.exited and p.resident_pages() and oom.in_domain(p.task, nodes)
-        ]
-        if not alive:
+        if failed is not None and not self.memory.failed_memcg and not oom.may_kill(failed):
             return None
-        victim = max(alive, key=lambda p: (p.resident_pages(), -p.pid))
+        control = oom.constrained_alloc(self.memory, failed, process.task.mems_allowed)
+        return self._kill(control)
+
+    def _kill(self, control: oom.OomControl) -> Process | None:
+        """`oom_kill_process` of whom the OOM killer chooses; a process without memory is as good as dead."""
+        alive = [p for p in self.processes.values() if not p.exited and oom.task_pages(self.memory, p.task)]
+        task = oom.select_victim(self.memory, [p.task for p in alive], control)
+        if task is None:
+            return None
+        victim = self.processes[task.pid]
         self.memory.vmstat.add("oom_kill")
+        if control.memcg:
+            self.memory.memcg.events[control.memcg]["oom_kill"] += 1
         victim.killed = True
         victim.die()
         return victim
+
+    def write_memory_max(self, name: str, nr_pages: int | None) -> int:
+        """Write `memory.max` of a cgroup, in pages: what is over it is reclaimed, then processes of it die."""
+        tree = self.memory.memcg
+        error = memcg.set_max(self.memory, name, nr_pages)
+        group = tree.names.index(name)
+        control = oom.OomControl(oom.Constraint.MEMCG, memcg=group)
+        while nr_pages is not None and tree.usage[group] > nr_pages and self._kill(control):
+            pass
+        return error
 
     # -- hotplug
 

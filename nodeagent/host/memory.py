@@ -21,6 +21,7 @@ from privmem.nodeagent.host.kernel_pages import KernelPages
 from privmem.nodeagent.host.layout import LRU_UNEVICTABLE, NIL, NR_LRU_LISTS, PG_LRU, PG_OBJECT
 from privmem.nodeagent.host.locked_slots import LockedSlots
 from privmem.nodeagent.host.lru_batches import LruBatches
+from privmem.nodeagent.host.memcg_tree import MemcgTree
 from privmem.nodeagent.host.mm import PageTable
 from privmem.nodeagent.host.outgoing import Outgoing
 from privmem.nodeagent.host.pagecache import PageCache
@@ -151,6 +152,7 @@ class Memory:
         #: Slots of mlocked VMAs.
         self.locked_slots = LockedSlots()
         self.swap = SwapArea()
+        self.memcg = MemcgTree(self.frames.nr_frames)
         #: Huge mappings, pools, contiguous ranges, pins, poison.
         self.high_order = HighOrder()
         self.vmstat = Vmstat()
@@ -190,6 +192,8 @@ class Memory:
         self.story: Story | None = None
         #: The last request that found no page: what the OOM killer is told of.
         self.failed: AllocContext | None = None
+        #: The memory cgroup whose limit refused it; 0 for none.
+        self.failed_memcg = 0
         #: Whether page tables take memory (pagetables.py).
         self.account_pagetables = False
         self.nodes: dict[int, Node] = {}
@@ -332,6 +336,7 @@ class Memory:
             "lru_batches": self.lru_batches.snapshot(),
             "locked_slots": self.locked_slots.snapshot(),
             "swap": self.swap.snapshot(),
+            "memcg": self.memcg.snapshot(),
             "high_order": self.high_order.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
@@ -358,6 +363,7 @@ class Memory:
         self.lru_batches.restore(snapshot["lru_batches"])
         self.locked_slots.restore(snapshot["locked_slots"])
         self.swap.restore(snapshot["swap"])
+        self.memcg.restore(snapshot["memcg"])
         self.high_order.restore(snapshot["high_order"])
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]

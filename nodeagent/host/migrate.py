@@ -106,6 +106,8 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
     if memory.story is not None:
         for old, fresh in zip(pfns.tolist(), new.tolist(), strict=True):
             memory.story.moved(old, fresh, reason)
+    if memory.memcg.active:
+        memory.memcg.moved(pfns, new)
     release_frames(memory, source, pfns)
     lru_kernel.putback(new, nr, target.nid * NR_LRU_LISTS, *memory.lru_arrays())
     if memory.locked_slots:  # the nodes may differ in whether mlock is for them

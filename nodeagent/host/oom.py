@@ -1,44 +1,154 @@
-"""The OOM killer: when neither reclaim nor the pool can help, the largest program goes.
+"""The OOM killer: when neither reclaim nor the pool can help, the largest task goes.
 
-Models `oom_badness` of Linux 6.1 without oom_score_adj: the task with the most resident pages; the lower pid
-among equals. A task that runs can be chosen even when it has no page, as in the kernel: where memory is held
-by what no program owns, killing ends the tasks that ask for more.
+Models mm/oom_kill.c of Linux 6.1: `constrained_alloc`, `oom_cpuset_eligible` with `mempolicy_in_oom_domain`,
+`oom_badness` and the choice of the task with most points, the youngest among equals. Points are resident and
+swapped pages, and `oom_score_adj` thousandths of the memory in question, to which a private node adds only where
+the design says so (`Service.OOM_MEMORY`). A task that runs can be chosen even when it has no page, as in the
+kernel. Left out: page tables in the points, `oom_kill_allocating_task`, killing whole groups, the reaper.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
 from privmem.nodeagent.host.fault import unmap_range
 from privmem.nodeagent.host.layout import PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory
+from privmem.nodeagent.host.page_alloc import AllocContext
 from privmem.nodeagent.host.program import Program
+from privmem.nodeagent.host.swap_area import swap_entries
 from privmem.nodeagent.host.task import Task
-from privmem.scheduler.abi import Mpol
+from privmem.scheduler import nodemask
+from privmem.scheduler.abi import Mpol, Reason
+from privmem.scheduler.isolation import Service
+
+#: `OOM_SCORE_ADJ_MIN`: such a task is never killed.
+ADJ_MIN = -1000
+#: Requests of these kinds go without, rather than have somebody killed.
+_NEVER = frozenset(
+    {Reason.OWNER, Reason.CONTIG, Reason.DEMOTION, Reason.PROMOTION, Reason.COLLAPSE, Reason.HUGETLB}
+)
+
+
+class Constraint(IntEnum):
+    """`enum oom_constraint`."""
+
+    NONE = 0
+    CPUSET = 1
+    MEMORY_POLICY = 2
+    MEMCG = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OomControl:
+    """`struct oom_control`: what memory could not be had, and who can give it back."""
+
+    constraint: Constraint = Constraint.NONE
+    #: With MEMORY_POLICY: nodes of the request's mask; with CPUSET: those of the cpuset.
+    nodes: int = 0
+    #: With MEMCG: the group whose limit was hit.
+    memcg: int = 0
+
+
+def may_kill(ctx: AllocContext) -> bool:
+    """`__alloc_pages_may_oom`: not for a request that is confined to one node by THISNODE, nor for one that has
+    something else to fall back on.
+    """
+    confined = ctx.request is not None and ctx.request.this_node
+    return ctx.may_oom and ctx.may_reclaim and not confined and ctx.reason not in _NEVER
+
+
+def constrained_alloc(memory: Memory, ctx: AllocContext | None, mems_allowed: int) -> OomControl:
+    """`constrained_alloc` of the request that failed, by a task with these mems."""
+    if memory.failed_memcg:
+        return OomControl(Constraint.MEMCG, memcg=memory.failed_memcg)
+    request = None if ctx is None else ctx.request
+    everything = memory.topology.memory
+    if request is None or request.this_node:
+        return OomControl()
+    if request.nodemask is not None and everything & ~request.nodemask:
+        return OomControl(Constraint.MEMORY_POLICY, request.nodemask)
+    if memory.resolver.candidates(request, None) != memory.resolver.candidates(request, mems_allowed):
+        return OomControl(Constraint.CPUSET, mems_allowed)
+    return OomControl()
+
+
+def is_eligible(memory: Memory, task: Task, control: OomControl) -> bool:
+    """Whether killing a task can help."""
+    if control.constraint is Constraint.MEMCG:
+        return bool(memory.memcg.below(control.memcg)[memory.memcg.of_pid.get(task.pid, 0)])
+    if control.constraint is Constraint.MEMORY_POLICY:
+        return in_domain(task, control.nodes)
+    if control.constraint is Constraint.CPUSET:
+        return bool(task.mems_allowed & control.nodes)
+    return True
+
+
+def in_domain(task: Task, nodes: int) -> bool:
+    """`mempolicy_in_oom_domain`: whether killing a task can free memory of the nodes that a policy confined the
+    failing request to. Only a bind to other nodes says that it cannot.
+    """
+    if task.policy is None or task.policy.mode != Mpol.BIND:
+        return True
+    return bool(task.policy.nodes & nodes)
+
+
+def total_pages(memory: Memory, control: OomControl) -> int:
+    """`oc->totalpages`: the memory in question, with swap."""
+    if control.constraint is Constraint.MEMCG:
+        return memory.memcg.max_pages[control.memcg] or 1
+    nodes = control.nodes if control.constraint else memory.topology.memory
+    counted = [
+        memory.nodes[nid].managed_pages
+        for nid in nodemask.nodes(nodes & memory.topology.memory)
+        if memory.resolver.allows(Service.OOM_MEMORY, nid)
+    ]
+    return sum(counted) + memory.swap.nr_pages
+
+
+def task_pages(memory: Memory, task: Task) -> int:
+    """Resident and swapped pages of a task."""
+    pages = 0
+    for vma in task.mm.vmas:
+        entries = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
+        pages += int(np.count_nonzero(entries & np.uint32(PTE_PRESENT)))
+        pages += len(swap_entries(entries)) if memory.swap.nr_pages else 0
+    return pages
+
+
+def badness(memory: Memory, task: Task, total: int) -> int | None:
+    """`oom_badness`: points of a task; None for one that must not be killed."""
+    if task.oom_score_adj == ADJ_MIN:
+        return None
+    return task_pages(memory, task) + task.oom_score_adj * total // 1000
+
+
+def select_victim(memory: Memory, tasks: Sequence[Task], control: OomControl) -> Task | None:
+    """`select_bad_process` among living tasks, oldest first."""
+    total = total_pages(memory, control)
+    chosen: Task | None = None
+    most = 0
+    for task in tasks:
+        points = badness(memory, task, total) if is_eligible(memory, task, control) else None
+        if points is not None and (chosen is None or points >= most):
+            chosen, most = task, points
+    return chosen
 
 
 def kill_largest(memory: Memory, programs: list[Program]) -> None:
-    """`oom_kill_process`: the victim's memory is free at once."""
-    alive = [p for p in programs if not p.killed and (not p.ended or _resident_pages(memory, p))]
-    victim = max(alive, key=lambda p: (_resident_pages(memory, p), -p.spec.pid))
+    """`out_of_memory` for the programs of a host: the victim's memory is free at once."""
+    alive = [p for p in programs if not p.killed and (not p.ended or task_pages(memory, p.task))]
+    alive.sort(key=lambda p: p.spec.pid)
+    failed = memory.failed
+    asker = next((p for p in alive if failed is not None and p.spec.pid == failed.owner), alive[0])
+    control = constrained_alloc(memory, failed, asker.task.mems_allowed)
+    task = select_victim(memory, [p.task for p in alive], control) or asker.task
+    victim = next(p for p in alive if p.task is task)
     for vma in victim.task.mm.vmas:
         unmap_range(memory, vma)
     victim.ended = victim.killed = True
     memory.vmstat.add("oom_kill")
-
-
-def _resident_pages(memory: Memory, program: Program) -> int:
-    pte = memory.page_table.pte
-    return sum(
-        int(np.count_nonzero(pte[v.slot : v.slot + v.nr_pages] & np.uint32(PTE_PRESENT)))
-        for v in program.task.mm.vmas
-    )
-
-
-def in_domain(task: Task, nodes: int | None) -> bool:
-    """`mempolicy_in_oom_domain`: whether killing a task can free memory of the nodes that a policy confined the
-    failing request to. Only a bind to other nodes says that it cannot.
-    """
-    if nodes is None or task.policy is None or task.policy.mode != Mpol.BIND:
-        return True
-    return bool(task.policy.nodes & nodes)

@@ -56,6 +56,8 @@ class AllocContext:
     #: Process id, remembered in the frame.
     owner: int = 0
     may_reclaim: bool = True
+    #: Whether the OOM killer may be called when nothing is found (oom.py).
+    may_oom: bool = True
     interleave: bool = False
     #: Private nodes of `zones` on which a page for this request is a leak.
     uninvited: int = 0
@@ -73,6 +75,9 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
     pfn = _get_page(memory, ctx, "low_pages")
     if pfn < 0:
         pfn = _alloc_slowpath(memory, ctx)
+    memory.failed_memcg = 0
+    if pfn >= 0 and memory.memcg.active:
+        pfn = _charge(memory, ctx, pfn)
     if pfn >= 0:
         memory.frames.flags[pfn] = PG_ALLOCATED
         memory.frames.version[pfn] = 0
@@ -93,6 +98,19 @@ def alloc_page(memory: Memory, ctx: AllocContext) -> int:
         if memory.story is not None:
             memory.story.refused(ctx)
     return pfn
+
+
+def _charge(memory: Memory, ctx: AllocContext, pfn: int) -> int:
+    """`mem_cgroup_charge`: the frame, or -ENOMEM after giving it back when a group's limit does not allow it."""
+    from privmem.nodeagent.host import memcg  # which reclaims
+
+    allowed = False
+    try:
+        allowed = memcg.charge(memory, ctx, np.array([pfn], dtype=np.int32))
+    finally:
+        if not allowed:
+            memory.nodes[memory.frames.nid_of(pfn)].buddy.free(pfn)
+    return pfn if allowed else -errno.ENOMEM
 
 
 def alloc_beside(memory: Memory, ctx: AllocContext, pfn: int) -> int:
@@ -164,6 +182,8 @@ def free_page(memory: Memory, pfn: int) -> None:
 def free_unused_page(memory: Memory, pfn: int) -> None:
     """Give back a frame that nothing was put into: a storing device never heard of it."""
     memory.frames.flags[pfn] = 0
+    if memory.memcg.active:
+        memory.memcg.uncharge(np.array([pfn]))
     if memory.story is not None:
         memory.story.freed(pfn)
     memory.nodes[memory.frames.nid_of(pfn)].buddy.free(pfn)
@@ -175,6 +195,8 @@ def release_frames(memory: Memory, node: Node, pfns: np.ndarray) -> None:
     if node.spec.stores:
         memory.outgoing.free(node.spec.device, pfns - node.start_pfn)
     memory.frames.flags[pfns] = 0
+    if memory.memcg.active:
+        memory.memcg.uncharge(pfns)
     if memory.story is not None:
         for pfn in pfns.tolist():
             memory.story.freed(pfn)

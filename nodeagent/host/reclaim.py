@@ -83,7 +83,7 @@ def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
     Anonymous pages are looked at only when a demotion target or the swap area has room for them.
     """
     sc = ScanControl(who)
-    targets = _targets_with_room(memory, node, sc)
+    targets = targets_with_room(memory, node, sc)
     anon, file = _scan_counts(memory, node, bool(targets) or memory.swap.free_pages > 0)
     if memory.story is not None:
         memory.story.part = f"{who} reclaim of node {node.nid}"
@@ -131,11 +131,18 @@ def _shrink_lists(
     scanned, nr, activated = lru_kernel.isolate_inactive(lists, nr_scan, victims, nr_scan, *lru, *rmap)
     memory.vmstat.add(f"pgscan_{sc.who}", scanned)
     memory.vmstat.add("pgactivate", activated)
-    moved, left = _demote(memory, node, victims[:nr], targets, sc)
+    return take_victims(memory, node, victims[:nr], targets, sc), looked + scanned
+
+
+def take_victims(
+    memory: Memory, node: Node, victims: np.ndarray, targets: list[Node], sc: ScanControl
+) -> int:
+    """`shrink_folio_list`: demote isolated pages, drop or swap out those that find no place. How many went."""
+    moved, left = _demote(memory, node, victims, targets, sc)
     memory.vmstat.add(f"pgdemote_{sc.who}", moved)
     freed = moved + _take_away(memory, node, left, sc)
     memory.vmstat.add(f"pgsteal_{sc.who}", freed)
-    return freed, looked + scanned
+    return freed
 
 
 def _take_away(memory: Memory, node: Node, pfns: np.ndarray, sc: ScanControl) -> int:
@@ -161,7 +168,7 @@ def _inactive_is_low(memory: Memory, inactive_list: int) -> bool:
     return inactive * ratio < active
 
 
-def _targets_with_room(memory: Memory, node: Node, sc: ScanControl) -> list[Node]:
+def targets_with_room(memory: Memory, node: Node, sc: ScanControl) -> list[Node]:
     """Demotion targets that can take at least a round's worth together, in order.
 
     Raises NeedsExtent when they cannot, and a pooled one could if it grew. Compressed RAM counts only when

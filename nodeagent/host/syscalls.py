@@ -186,6 +186,8 @@ def fork(memory: Memory, parent: Task, pid: int) -> Task:
     child.root, child.cpus_allowed = parent.root, parent.cpus_allowed
     child.policy, child.mems_allowed = parent.policy, parent.mems_allowed
     child.il_prev, child.il_weight = parent.il_prev, parent.il_weight
+    child.oom_score_adj = parent.oom_score_adj
+    memory.memcg.forked(parent.pid, pid)
     table = memory.page_table
     for vma in parent.mm.vmas:
         slot = table.take_copy(vma.slot, vma.nr_pages, child.mm.mm_id, vma.start)

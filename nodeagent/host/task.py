@@ -18,6 +18,7 @@ _NUMBERS = (
     "cpu",
     "cpus_allowed",
     "root",
+    "oom_score_adj",
     "min_flt",
     "maj_flt",
     "il_prev",
@@ -35,6 +36,8 @@ class Task:
         self.resolver = resolver
         self.mm = Mm(pid)
         self.cpu = cpu
+        #: /proc/<pid>/oom_score_adj, -1000 (never killed) to 1000.
+        self.oom_score_adj = 0
         #: `sched_setaffinity`'s mask; -1 for every CPU.
         self.cpus_allowed = -1
         #: Whether it has CAP_SYS_NICE, CAP_SYS_PTRACE and the other rights that the calls ask for.

@@ -249,11 +249,11 @@ def test_shared_memory_becomes_writable_and_a_clean_file_does_not(kernel, proces
     assert (entries(process, memory, 4), entries(process, mapped, 4)) == ("wwww", "wwrr")
 
 
-def test_a_write_fenced_page_is_never_opened_in_place():
-    """A fenced node: bind is refused, so that the page comes there by its owner."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_write_fenced_page_is_never_opened_in_place(shared):
     kernel = boot(wish=Feature.USER_NUMA)
     process = kernel.spawn()
-    addr = process.mmap(2 * PAGE)
+    addr = process.mmap(2 * PAGE, shared=shared)
     process.touch(addr, 2 * PAGE)
     process.move_pages([addr], [P])
     assert (process.where(addr, 2 * PAGE), entries(process, addr, 2)) == ([P, D0], "rw")
