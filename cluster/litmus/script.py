@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,10 @@ class _Reader:
         if not entries:
             assert expect is not None
             return self._claims(tree, expect)
+        for word in entries:
+            if word not in self.names.processes and get_close_matches(word, ["expect"], 1, 0.8):
+                self._wrong(tree, "steps", repr(word), "`ACTOR: command`, `expect:`; did you mean 'expect'?")
+                return None
         if len(entries) > 1:
             self._wrong(tree, "steps", f"{len(entries)} actors", "one actor a step; begin the next with `- `")
             return None

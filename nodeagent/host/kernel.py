@@ -112,8 +112,19 @@ class Kernel:
         claim = Claim(driver_name(node.nid), self.design.grant(node.wish))
         error = self.hotplug.add_private_memory(node.nid, claim, 0, node.pages)
         if error:
-            raise OSError(-error, f"node {node.nid}: {self.design.name} refuses the claim {claim.features!r}")
+            features = ", ".join(str(bit.name).lower() for bit in claim.features) or "no feature"
+            hint = (
+                "; a node that users may bind to needs user_write" if self._fenced_and_bindable(claim) else ""
+            )
+            raise OSError(
+                -error, f"node {node.nid}: {self.design.name} refuses a claim with {features}{hint}"
+            )
         self.hotplug.online(node.nid, node.zone)
+
+    def _fenced_and_bindable(self, claim: Claim) -> bool:
+        """Whether the first version's rule, that policies exclude the write fence, refuses this claim."""
+        opened = replace(claim, features=claim.features | Feature.USER_WRITE)
+        return Feature.USER_NUMA in claim.features and not self.design.claim_error(opened.features)
 
     @property
     def design(self) -> Design:
@@ -229,6 +240,7 @@ class Kernel:
         task = oom.select_victim(self.memory, [p.task for p in alive], control)
         if task is None:
             return None
+        oom.tell(self.memory, task, control)
         victim = self.processes[task.pid]
         self.memory.vmstat.add("oom_kill")
         if control.memcg:

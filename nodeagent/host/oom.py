@@ -20,6 +20,7 @@ from privmem.nodeagent.host.layout import PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.page_alloc import AllocContext
 from privmem.nodeagent.host.program import Program
+from privmem.nodeagent.host.story import node_words
 from privmem.nodeagent.host.swap_area import swap_entries
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
@@ -52,6 +53,23 @@ class OomControl:
     nodes: int = 0
     #: With MEMCG: the group whose limit was hit.
     memcg: int = 0
+
+    def __str__(self) -> str:
+        """Whose memory ran out, in words."""
+        nodes = node_words(tuple(nodemask.nodes(self.nodes)))
+        return {
+            Constraint.NONE: "no node has memory left",
+            Constraint.CPUSET: f"a cpuset confines the request to {nodes}",
+            Constraint.MEMORY_POLICY: f"a policy confines the request to {nodes}",
+            Constraint.MEMCG: "its memory control group is over the limit",
+        }[self.constraint]
+
+
+def tell(memory: Memory, victim: Task, control: OomControl) -> None:
+    """The story hears who was killed, and why one of those."""
+    if memory.story is not None:
+        pages = task_pages(memory, victim)
+        memory.story.killed(victim.mm.mm_id, f": {control}, and this one has most points ({pages} pages)")
 
 
 def may_kill(ctx: AllocContext) -> bool:
@@ -148,6 +166,7 @@ def kill_largest(memory: Memory, programs: list[Program]) -> None:
     control = constrained_alloc(memory, failed, asker.task.mems_allowed)
     task = select_victim(memory, [p.task for p in alive], control) or asker.task
     victim = next(p for p in alive if p.task is task)
+    tell(memory, task, control)
     for vma in victim.task.mm.vmas:
         unmap_range(memory, vma)
     victim.ended = victim.killed = True

@@ -19,6 +19,7 @@ from privmem.nodeagent.host.story_events import (
     CALLED,
     DROPPED,
     FREED,
+    KILLED,
     MAPPED,
     MOVED,
     PINNED,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 #: Events that a story keeps.
 EVENTS_MAX = 200_000
+#: Pages of an address space of 47 bits.
+_ALL_PAGES = 1 << 35
 
 
 @dataclass(slots=True)
@@ -208,7 +211,10 @@ class Story:
     def moved(self, old: int, new: int, reason: Reason) -> None:
         """A page is in another frame."""
         nid_of = self.memory.frames.nid_of
-        text = f"from node {nid_of(old)} to node {nid_of(new)}: {_MOVES.get(reason, _REASONS[reason])}"
+        why = _MOVES.get(reason, _REASONS[reason])
+        if reason is Reason.PROMOTION and self.memory.nodes[nid_of(old)].fenced:
+            why = "a store to a page of a write-fenced node (one without user_write)"
+        text = f"from node {nid_of(old)} to node {nid_of(new)}: {why}"
         self._add(MOVED, new, old, text=text)
 
     def stayed(self, pfn: int, why: str) -> None:
@@ -223,6 +229,10 @@ class Story:
         """A device holds the page where it is."""
         nid = self.memory.frames.nid_of(pfn)
         self._add(PINNED, pfn, text=f"on node {nid}, {'for long' if longterm else 'for a short while'}")
+
+    def killed(self, mm_id: int, why: str) -> None:
+        """The OOM killer chose a process: all of its memory goes."""
+        self._add(KILLED, -1, place=(mm_id, 0, _ALL_PAGES), text=f"process {mm_id}, by the OOM killer{why}")
 
     # -- what those who drive the kernel say
 

@@ -12,7 +12,7 @@ Place = tuple[int, int, int]
 # What happens to a page.
 REFUSED, ALLOCATED, CACHED, MAPPED = "refused", "allocated", "cached", "mapped"
 MOVED, STAYED, UNMAPPED, DROPPED, FREED = "moved", "stayed", "unmapped", "dropped", "freed"
-SWAPPED, PINNED = "swapped", "pinned"
+SWAPPED, PINNED, KILLED = "swapped", "pinned", "killed"
 #: A system call or command about a range of pages.
 CALLED = "called"
 

@@ -137,6 +137,15 @@ def test_a_file_is_only_run_under_its_designs():
     assert [r.status for r in results] == ["passed", "not run", "not run"]
 
 
+def test_a_claim_that_the_design_refuses_says_what_is_missing():
+    machine = "machine: {nodes: {D: {cpus: [0]}, P: {private: [user_numa]}}}"
+    status, reasons = outcome(f"  - kernel: mark\n{machine}\n", "gfp-private")
+    assert status == "error"
+    assert reasons[0].endswith(
+        "refuses a claim with user_numa, migration; a node that users may bind to needs user_write"
+    )
+
+
 def test_a_step_that_makes_no_sense_where_it_stands():
     status, reasons = outcome("\n  - A: mem = mmap 1 page\n  - B: touch mem\n")
     assert (status, reasons) == ("error", ["line 6: B: touch mem: B has no mapping mem yet"])
@@ -171,6 +180,11 @@ steps:
     assert lines[3] == "t.yaml:6: expect: found 'EINVLA'; allowed: an errno name; did you mean 'EINVAL'?"
     assert "did you mean 'caps'?" in lines[5]
     assert "did you mean 'pgfault'?" in lines[7]
+
+
+@pytest.mark.parametrize("step", ["{A: fork, expects: SIGKILL}", "expct: {state of P: online}"])
+def test_a_misspelt_expect_is_no_actor(step):
+    assert refusal(f"title: t\nsteps:\n  - {step}\n")[0].endswith("did you mean 'expect'?")
 
 
 def test_what_a_machine_may_not_be():

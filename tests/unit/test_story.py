@@ -68,6 +68,38 @@ def test_a_page_is_followed_over_its_moves_to_its_end(capsys, tmp_path):
     assert lines[-1].strip() == "freed     on D1"
 
 
+def test_who_was_killed_and_why_just_him(capsys, tmp_path):
+    text = """
+  - A: mem = mmap 700 pages
+  - A: mbind mem bind D1
+  - A: touch mem
+  - B: other = mmap 700 pages
+  - B: mbind other bind D1
+  - B: touch other
+"""
+    lines = told(capsys, tmp_path, text, "mem[1]", "caps")
+    assert [line.strip() for line in lines[-4:]] == [
+        "line 9, B: touch other",
+        "killed    A, by the OOM killer: a policy confines the request to D1, and this one has most points "
+        "(700 pages)",
+        "unmapped  by A",
+        "freed     on D1",
+    ]
+
+
+def test_a_store_behind_the_fence_is_named(privmem_machine):
+    machine = privmem_machine(
+        {"nodes": {"D0": {"cpus": [0]}, "P": {"private": ["user_numa"]}}}, design="caps"
+    )
+    story = machine.kernel.memory.story = Story(machine.kernel.memory)
+    for step in ("A: mem = mmap 1 pages", "A: mbind mem bind P", "A: touch mem"):
+        machine.do(step)
+    moves = [event.text for event in story.events if event.what == "moved"]
+    assert moves == [
+        "from node 1 to node 0: a store to a page of a write-fenced node (one without user_write)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("step", "design", "line"),
     [
