@@ -25,7 +25,7 @@ _SECTIONS: tuple[tuple[str, str, type[Model]], ...] = (
     ("The file", "", models.Config),
     ("engine", "engine", models.EngineConfig),
     ("results", "results", models.ResultsConfig),
-    ("Devices: dram, cxl, slow-distributed", "devices.NAME or nodes.N.memory", models.PlainDevice),
+    ("Devices: dram, cxl, gpu, nic, slow-distributed", "devices.NAME or nodes.N.memory", models.PlainDevice),
     ("Devices: compressed-ram", "devices.NAME or nodes.N.memory", models.CompressedRam),
     ("Hosts", "hosts.N", models.HostConfig),
     ("Nodes", "hosts.N.nodes.N", models.NodeConfig),

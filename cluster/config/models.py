@@ -114,7 +114,7 @@ class _Device(Model):
 class PlainDevice(_Device):
     """Memory that keeps what it is given as it is."""
 
-    device_class: Literal["dram", "cxl", "slow-distributed"] = Field(
+    device_class: Literal["dram", "cxl", "gpu", "nic", "slow-distributed"] = Field(
         alias="class", description="Device class; it sets the timing that is not given here."
     )
 

@@ -1,27 +1,33 @@
 """Latency of a device: idle, and under load. All integer.
 
 Defaults by class, each with its source. S: read in the source itself; N: from notes that cite page or section;
-M: measured by us; choice: no published figure was found.
+M: measured by us; V: a vendor's claim; choice: no published figure was found.
 
-| class | idle latency | bandwidth, each way | source |
+| class | idle latency | bandwidth, each way | latency under load |
 | --- | --- | --- | --- |
-| dram | 106 ns | 270 GB/s | Nomad (OSDI'24), Table 1, platform D (AMD Genoa): 391 cycles at 3.7 GHz; S |
-| cxl | 192 ns | 83 GB/s | the same table and platform, Micron CXL memory on x4: 712 cycles; S |
-| compressed-ram | as cxl, and decompression | as cxl | an expander behind the same link; choice |
-| slow-distributed | 3000 ns | 12.5 GB/s | RDMA read ~3 us (vendor slide; S); one shared 100 Gb/s port; choice |
+| dram | 106 ns (a) | 270 GB/s (a) | DDR5_CURVE (b) |
+| cxl | 192 ns (a) | 83 GB/s (a) | CXL_CURVE (b) |
+| compressed-ram | as cxl, and decompression (c) | as cxl | as cxl |
+| gpu | 198 ns (d) | 297 GB/s read, 375 GB/s written (e) | HBM2_CURVE (b) |
+| nic | as cxl (c) | 50 GB/s: a 400 Gb/s port (c) | as cxl |
+| slow-distributed | 3000 ns (f) | 12.5 GB/s: a 100 Gb/s port that all hosts share (c) | queue of that port (g) |
 
-The table's bandwidth is that of reads; writes have as much of their own: choice. Writes take as long as reads:
-choice. gpu and nic have no figures yet.
+(a) Nomad (OSDI'24), Table 1, platform D (AMD Genoa, Micron CXL memory on x4): 391 and 712 cycles at 3.7 GHz; S.
+(b) Mess (MICRO'24), see nodeagent/latency_curve.py; S.
+(c) choice; for compressed RAM: an expander behind the same link.
+(d) HBM2 of an A64FX at rest, 112 ns (Mess; S), and what the link of cxl adds to dram; choice.
+(e) NVLink-C2C of a GH200, device to host and host to device (STREAM; Schieffer et al., ICPP'24, as reported; N).
+(f) RDMA read of about 3 us (vendor slide); V.
+(g) M/D/1, transfers of 4 KiB; the shape is textbook, the end at five times idle a choice.
+
+Bandwidths of the table are those of reads but for gpu; writes have as much of their own: choice. Writes take as
+long as reads: choice.
 
 Decompression of a 4 KiB page in software takes 3.1 us (lz4) or 6.2 us (zstd) on one x86 core (M). An expander
 decompresses in hardware; what the open expander design states is work, not time: 64 bytes of a 2:1 page cost
 up to 32 line reads when its block cache misses (OCP; S). DECOMPRESS_NS takes a third of the software's time:
-choice. It is added to every access: a write of less than a block needs the block first. The engine is not
-what saturates, so load does not inflate it: choice.
-
-Loaded latency is that of a queue, from published ends: unloaded at rest, five times at saturation (a contended
-default tier; Colloid, SOSP'24, section 2; N); the points between are a choice. Beyond saturation it stays
-there: more bytes than the bandwidth allows may pass in an epoch, and the report shows it.
+choice. It is added to every access that the block cache does not answer (block_cache.py): a write of less than a
+block needs the block first. The engine is not what saturates, so load does not inflate it: choice.
 """
 
 from __future__ import annotations
@@ -29,20 +35,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from privmem.nodeagent.latency_curve import (
+    CXL_CURVE,
+    DDR5_CURVE,
+    HBM2_CURVE,
+    Curve,
+    loaded_latency_ns,
+    queue_curve,
+)
+from privmem.scheduler.abi import PAGE_SIZE
+
 _GB = 1_000_000_000
 _S_NS = 1_000_000_000
 
 DECOMPRESS_NS = {"lz4": 1000, "none": 0, "zstd": 2000}
 
-CLASS_TIMING: dict[str, dict[str, int]] = {
-    "dram": {"latency_ns": 106, "bandwidth": 270 * _GB},
-    "cxl": {"latency_ns": 192, "bandwidth": 83 * _GB},
-    "compressed-ram": {"latency_ns": 192, "bandwidth": 83 * _GB},
-    "slow-distributed": {"latency_ns": 3000, "bandwidth": 12_500_000_000},
-}
 
-#: (utilisation of the bandwidth in percent, latency in thousandths of the idle one), rising from 0 percent.
-LOADED_LATENCY = ((0, 1000), (30, 1050), (50, 1200), (70, 1600), (80, 2000), (90, 3000), (100, 5000))
+def _class(idle_ns: int, read: int, write: int, curve: Curve) -> dict[str, Any]:
+    return {"latency_ns": idle_ns, "read_bandwidth": read, "write_bandwidth": write, "curve": curve}
+
+
+_PORT = 12_500_000_000
+CLASS_TIMING: dict[str, dict[str, Any]] = {
+    "dram": _class(106, 270 * _GB, 270 * _GB, DDR5_CURVE),
+    "cxl": _class(192, 83 * _GB, 83 * _GB, CXL_CURVE),
+    "compressed-ram": _class(192, 83 * _GB, 83 * _GB, CXL_CURVE),
+    "gpu": _class(198, 297 * _GB, 375 * _GB, HBM2_CURVE),
+    "nic": _class(192, 50 * _GB, 50 * _GB, CXL_CURVE),
+    "slow-distributed": _class(3000, _PORT, _PORT, queue_curve(PAGE_SIZE * _S_NS // _PORT, 3000)),
+}
 
 
 def class_timing(device_class: str, codec: str | None = None) -> dict[str, Any]:
@@ -52,30 +73,10 @@ def class_timing(device_class: str, codec: str | None = None) -> dict[str, Any]:
         "read_ns": base["latency_ns"],
         "write_ns": base["latency_ns"],
         "decompress_ns": DECOMPRESS_NS[codec] if codec is not None else 0,
-        "read_bandwidth": base["bandwidth"],
-        "write_bandwidth": base["bandwidth"],
-        "curve": [list(point) for point in LOADED_LATENCY],
+        "read_bandwidth": base["read_bandwidth"],
+        "write_bandwidth": base["write_bandwidth"],
+        "curve": [list(point) for point in base["curve"]],
     }
-
-
-def inflation_permille(curve: Sequence[Sequence[int]], utilisation_permille: int) -> int:
-    """The curve at a utilisation, linear between its points; beyond its last one the last value."""
-    before = curve[0]
-    for point in curve[1:]:
-        if utilisation_permille < point[0] * 10:
-            span = (point[0] - before[0]) * 10
-            into = max(0, utilisation_permille - before[0] * 10)
-            return before[1] + (point[1] - before[1]) * into // span
-        before = point
-    return before[1]
-
-
-def loaded_latency_ns(
-    base_ns: int, bytes_in_epoch: int, epoch_ns: int, bandwidth: int, curve: Sequence[Sequence[int]]
-) -> int:
-    """Latency after an epoch in which so many bytes were moved; `bandwidth` in bytes per second."""
-    utilisation_permille = bytes_in_epoch * _S_NS * 1000 // (bandwidth * epoch_ns)
-    return base_ns * inflation_permille(curve, utilisation_permille) // 1000
 
 
 def access_latencies_ns(timing: dict[str, Any], moved_bytes: Sequence[int], epoch_ns: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kernel_box import D0, D1, HUGE, VPN, Box, P, hugetlb_mmap
 
-from privmem.nodeagent.device.timing import CLASS_TIMING, class_timing
+from privmem.nodeagent.device.timing import class_timing
 from privmem.nodeagent.host import filemap, hugetlb, khugepaged, move_calls, syscalls, thp, vmstat
 from privmem.scheduler.abi import MPOL_MF_MOVE
 from privmem.scheduler.messages import StorePages
@@ -76,10 +76,6 @@ def test_one_page_an_access(rack, stream):
     syscalls.mmap_object(r.memory, task, 1 << 30, 16, holder, private=False)
     assert filemap.read_pages(r.memory, task, holder, 0, 1) == 1
     assert r.memory.lru_sizes(0)[2:] in ([1, 0], [0, 1])  # Linux: readahead brings more
-
-
-def test_no_gpu_class():
-    assert "gpu" not in CLASS_TIMING
 
 
 def test_no_block_cache():
