@@ -57,8 +57,30 @@ def inflation_permille(curve: Sequence[Sequence[int]], utilisation_permille: int
 
 
 def loaded_latency_ns(
-    base_ns: int, bytes_in_epoch: int, epoch_ns: int, bandwidth: int, curve: Sequence[Sequence[int]]
+    base_ns: int,
+    bytes_in_epoch: int,
+    epoch_ns: int,
+    bandwidth: int,
+    curve: Sequence[Sequence[int]],
+    before_ns: int | None = None,
 ) -> int:
-    """Latency after an epoch in which so many bytes were moved; `bandwidth` in bytes per second."""
-    utilisation_permille = bytes_in_epoch * _S_NS * 1000 // (bandwidth * epoch_ns)
-    return base_ns * inflation_permille(curve, utilisation_permille) // 1000
+    """Latency after an epoch in which so many bytes were moved at a latency of `before_ns` (idle by default);
+    `bandwidth` in bytes per second.
+
+    Who waits for memory asks for less when it is slower. So the answer is where the curve meets that demand: the
+    least latency L with curve(utilisation * before / L) <= L. Setting the curve's value at the utilisation that was
+    seen would swing between idle and the worst near saturation, where curves are steep. A demand that does not
+    depend on the latency reaches the curve over a few epochs; over a hundred on the cliff at its end.
+    """
+    before = base_ns if before_ns is None else before_ns
+    demand = bytes_in_epoch * _S_NS * 1000 * before
+    capacity = bandwidth * epoch_ns
+    low, high = base_ns, max(base_ns, base_ns * curve[-1][1] // 1000)
+    while low < high:
+        middle = (low + high) // 2
+        utilisation_permille = demand // (capacity * middle)
+        if base_ns * inflation_permille(curve, utilisation_permille) // 1000 <= middle:
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -81,7 +81,7 @@ class Device:
         #: pages].
         self.queue: list[list[Any]] = []
         #: What an access costs now: read, write; and what the hosts were last told of.
-        self.latencies_ns = list(access_latencies_ns(spec["timing"], (0, 0), 1))
+        self.latencies_ns = list(access_latencies_ns(spec["timing"]))
         self.reported = [*self.latencies_ns, 0]
         #: Bytes since the last close of an epoch, and over all: read, written.
         self.moved_bytes = [0, 0]
@@ -205,7 +205,9 @@ class Device:
         """Set the latencies of the next epoch by the traffic of this one, and tell."""
         self.closed_epoch = clock.epoch
         span_ns = clock.end_ns - clock.start_ns
-        self.latencies_ns = list(access_latencies_ns(self.spec["timing"], self.moved_bytes, span_ns))
+        self.latencies_ns = list(
+            access_latencies_ns(self.spec["timing"], self.moved_bytes, span_ns, self.latencies_ns)
+        )
         self.moved_bytes = [0, 0]
         used_bytes = self.store.used_bytes if self.store else 0
         if [*self.latencies_ns, used_bytes] != self.reported:

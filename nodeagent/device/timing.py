@@ -79,13 +79,26 @@ def class_timing(device_class: str, codec: str | None = None) -> dict[str, Any]:
     }
 
 
-def access_latencies_ns(timing: dict[str, Any], moved_bytes: Sequence[int], epoch_ns: int) -> tuple[int, int]:
-    """(read, write) latency after an epoch that moved these bytes (read, written). Idle: access_latencies_ns(t,
-    (0, 0), 1).
+def access_latencies_ns(
+    timing: dict[str, Any],
+    moved_bytes: Sequence[int] = (0, 0),
+    epoch_ns: int = 1,
+    before_ns: Sequence[int] | None = None,
+) -> tuple[int, int]:
+    """(read, write) latency after an epoch that moved these bytes (read, written) at the latencies of `before_ns`;
+    idle by default.
     """
+    extra = timing["decompress_ns"]
     read, write = (
-        timing["decompress_ns"]
-        + loaded_latency_ns(timing[f"{way}_ns"], moved, epoch_ns, timing[f"{way}_bandwidth"], timing["curve"])
-        for way, moved in zip(("read", "write"), moved_bytes, strict=True)
+        extra
+        + loaded_latency_ns(
+            timing[f"{way}_ns"],
+            moved_bytes[at],
+            epoch_ns,
+            timing[f"{way}_bandwidth"],
+            timing["curve"],
+            None if before_ns is None else before_ns[at] - extra,
+        )
+        for at, way in enumerate(("read", "write"))
     )
     return read, write

@@ -33,7 +33,7 @@ def test_nomad_table_1_platform_d() -> None:
 
 def test_classes_are_ordered_by_latency() -> None:
     idle = [
-        access_latencies_ns(class_timing(*which), (0, 0), 1)[0]
+        access_latencies_ns(class_timing(*which))[0]
         for which in (("dram",), ("cxl",), ("compressed-ram", "lz4"), ("compressed-ram", "zstd"))
     ]
     assert idle == [106, 192, 1192, 2192]
@@ -104,20 +104,49 @@ def test_a_curve_that_starts_late_is_flat_before() -> None:
 @pytest.mark.parametrize(("share", "expected"), [(0, 3000), (25, 3156), (50, 3444), (100, 9417), (250, 9417)])
 def test_loaded_latency_by_share_of_the_bandwidth(share: int, expected: int) -> None:
     full = 12_500_000_000 * EPOCH_NS // 10**9
-    assert loaded_latency_ns(3000, full * share // 100, EPOCH_NS, 12_500_000_000, DDR5_CURVE) == expected
+    moved = full * share // 100
+    assert loaded_latency_ns(3000, moved, EPOCH_NS, 12_500_000_000, DDR5_CURVE, expected) == expected
+
+
+def test_waiting_threads_settle_where_the_curve_meets_their_demand() -> None:
+    """4096 accesses of 64 bytes in flight: far too many for a port at its idle latency. The curve's value of the
+    last epoch alone would swing between 3000 and 15000 for ever.
+    """
+    curve = queue_curve(327, 3000)
+    latency, seen = 3000, []
+    for _ in range(6):
+        moved = 4096 * 64 * EPOCH_NS // latency
+        latency = loaded_latency_ns(3000, moved, EPOCH_NS, 25_000_000_000, curve, latency)
+        seen.append(latency)
+    assert len(set(seen)) == 1
+    utilisation = 4096 * 64 * 1000 // (seen[0] * 25)
+    assert abs(3000 * inflation_permille(curve, utilisation) // 1000 - seen[0]) < 300
+    assert 950 < utilisation < 1000
+
+
+def test_a_demand_that_does_not_wait_reaches_the_curve() -> None:
+    full = 83 * EPOCH_NS
+    latency, seen = 192, []
+    for _ in range(4):
+        latency = loaded_latency_ns(192, full * 94 // 100, EPOCH_NS, 83 * 10**9, CXL_CURVE, latency)
+        seen.append(latency)
+    assert seen == [213, 221, 225, 226]
+    assert 192 * inflation_permille(CXL_CURVE, 940) // 1000 == 227
 
 
 def test_reads_and_writes_load_apart_and_decompression_is_not_inflated() -> None:
     timing = class_timing("compressed-ram", "lz4")
     full = timing["read_bandwidth"] * EPOCH_NS // 10**9
-    assert access_latencies_ns(timing, (full, 0), EPOCH_NS) == (192 * 5387 // 1000 + 1000, 1192)
-    assert access_latencies_ns(timing, (0, full), EPOCH_NS) == (1192, 192 * 5387 // 1000 + 1000)
+    worst = 192 * 5387 // 1000 + 1000
+    assert access_latencies_ns(timing, (full, 0), EPOCH_NS, (worst, worst)) == (worst, 1192)
+    assert access_latencies_ns(timing, (0, full), EPOCH_NS, (worst, worst)) == (1192, worst)
 
 
 def test_reads_and_writes_have_bandwidths_of_their_own() -> None:
     timing = class_timing("dram") | {"write_ns": 90, "write_bandwidth": 135 * 10**9}
     moved = (135 * EPOCH_NS, 135 * EPOCH_NS)
-    assert access_latencies_ns(timing, moved, EPOCH_NS) == (106 * 1148 // 1000, 90 * 3139 // 1000)
+    steady = (106 * 1148 // 1000, 90 * 3139 // 1000)
+    assert access_latencies_ns(timing, moved, EPOCH_NS, steady) == steady
 
 
 CURVES = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2000)), min_size=0, max_size=6).map(
