@@ -287,12 +287,6 @@ def test_the_epoch_closes_once_and_sets_the_next_latencies() -> None:
     # The same load again, which does not wait for memory: up to the curve, then hosts know already. Then none.
     loaded = [only(bench.step(Traffic(epoch, half, 0), epoch=epoch), DeviceReport) for epoch in range(1, 6)]
     assert [[r.read_ns for _, r in reports][:1] for reports in loaded] == [[3159], [3160], [3161], [3162], []]
-        [3159],
-        [3160],
-        [3161],
-        [],
-        [],
-    ]
     idle = DeviceReport("d", 6, 3000, 3000, 0, 64 * 4096)
     assert only(bench.step(Traffic(6, 0, 0), epoch=6), DeviceReport) == [("host/a", idle), ("host/b", idle)]
 
