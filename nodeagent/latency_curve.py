@@ -3,8 +3,7 @@
 A curve is pairs of (utilisation of the bandwidth in percent, latency in thousandths of the idle one), rising
 from 0. Those of Mess (MICRO'24) are its published pairs of both (github.com/bsc-mem/Mess-simulator,
 memory_curve/), each divided by the curve's greatest bandwidth and its latency at rest. The last point is the
-worst that was measured; beyond saturation the latency stays there: more bytes than the bandwidth allows may pass
-in an epoch, and the report shows it.
+worst that was measured; whoever asks for more than the bandwidth waits longer still.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import TypeAlias
 Curve: TypeAlias = tuple[tuple[int, int], ...]
 
 _S_NS = 1_000_000_000
+#: No latency grows beyond this.
+_LONGEST_NS = _S_NS
 
 #: Mess, Graviton3, 8 channels of DDR5-4800, 100 % reads: 98.0 ns at rest, 284.5 GB/s at most.
 DDR5_CURVE: Curve = (
@@ -67,19 +68,22 @@ def loaded_latency_ns(
     """Latency after an epoch in which so many bytes were moved at a latency of `before_ns` (idle by default);
     `bandwidth` in bytes per second.
 
-    Who waits for memory asks for less when it is slower. So the answer is where the curve meets that demand: the
-    least latency L with curve(utilisation * before / L) <= L. Setting the curve's value at the utilisation that was
-    seen would swing between idle and the worst near saturation, where curves are steep. A demand that does not
-    depend on the latency reaches the curve over a few epochs; over a hundred on the cliff at its end.
+    Who waits for memory asks for less when it is slower. So the answer is where the curve meets that
+    demand: the least latency L with curve(utilisation * before / L) <= L and no more bytes than the
+    bandwidth allows. Setting the curve's value at the utilisation that was seen would swing between idle
+    and the worst near saturation, where curves are steep. A demand that does not depend on the latency
+    reaches the curve over a few epochs; over a hundred on the cliff at its end.
     """
     before = base_ns if before_ns is None else before_ns
     demand = bytes_in_epoch * _S_NS * 1000 * before
     capacity = bandwidth * epoch_ns
-    low, high = base_ns, max(base_ns, base_ns * curve[-1][1] // 1000)
+    saturated = min(_LONGEST_NS, -(-demand // (capacity * 1000)))
+    low, high = base_ns, max(base_ns, base_ns * curve[-1][1] // 1000, saturated)
     while low < high:
         middle = (low + high) // 2
         utilisation_permille = demand // (capacity * middle)
-        if base_ns * inflation_permille(curve, utilisation_permille) // 1000 <= middle:
+        wanted = base_ns * inflation_permille(curve, utilisation_permille) // 1000
+        if wanted <= middle and middle >= saturated:
             high = middle
         else:
             low = middle + 1

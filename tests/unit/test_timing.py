@@ -101,11 +101,13 @@ def test_a_curve_that_starts_late_is_flat_before() -> None:
     assert [inflation_permille([[50, 1000], [100, 2000]], u) for u in (0, 499, 750)] == [1000, 1000, 1500]
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0, 3000), (25, 3156), (50, 3444), (100, 9417), (250, 9417)])
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0, 3000), (25, 3156), (50, 3444), (100, 9417), (250, 23543)]
+)
 def test_loaded_latency_by_share_of_the_bandwidth(share: int, expected: int) -> None:
     full = 12_500_000_000 * EPOCH_NS // 10**9
-    moved = full * share // 100
-    assert loaded_latency_ns(3000, moved, EPOCH_NS, 12_500_000_000, DDR5_CURVE, expected) == expected
+    moved, before = full * share // 100, min(expected, 9417)
+    assert loaded_latency_ns(3000, moved, EPOCH_NS, 12_500_000_000, DDR5_CURVE, before) == expected
 
 
 def test_waiting_threads_settle_where_the_curve_meets_their_demand() -> None:
@@ -168,5 +170,7 @@ CURVES = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2000)), min_size=
 def test_more_bytes_never_make_it_faster(curve: list[list[int]], moved: list[int], base_ns: int) -> None:
     found = [loaded_latency_ns(base_ns, nr, EPOCH_NS, 10**10, curve) for nr in sorted(moved)]
     assert found == sorted(found)
-    assert base_ns <= found[0] and found[-1] <= base_ns * curve[-1][1] // 1000
+    needed = -(-max(moved) * base_ns * 10**9 // (10**10 * EPOCH_NS))
+    assert base_ns <= found[0] and found[-1] <= max(base_ns * curve[-1][1] // 1000, needed)
+    assert found[-1] >= min(needed, 10**9)
     assert all(type(latency) is int for latency in found)

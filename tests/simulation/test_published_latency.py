@@ -1,0 +1,34 @@
+"""docs/latency.md is what its command prints, and no figure that tests the model has moved away unseen."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def latency():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools" / "figures"))
+        return importlib.import_module("latency")
+
+
+def test_what_was_put_in_comes_out(latency):
+    assert {row.what: row.distance for row in latency.setting() if abs(row.distance) > 0.06} == {}
+
+
+def test_figures_that_nothing_was_fitted_to(latency):
+    far = {row.source for row in latency.testing() if abs(row.distance) > 1 / 6}
+    assert far == {"Colloid, up to; N", "Colloid; N"}
+
+
+def test_the_page_is_what_the_command_prints(latency):
+    """When this fails: `python tools/figures/latency.py > docs/latency.md`."""
+    assert (ROOT / "docs" / "latency.md").read_text() == latency.page()
+
+
+def test_a_device_moves_no_more_than_its_bandwidth(latency):
+    ns, gb_s = latency.measured("cxl", latency.SATURATED)
+    assert gb_s <= 83.0 and ns == pytest.approx(latency.SATURATED * 64 / 83, rel=0.01)
