@@ -192,6 +192,8 @@ class _Assembly:
             "pooled": device.pooled,
             "extent_pages": device.extent_bytes // PAGE_SIZE if device.pooled else 0,
             "credit_pages": initial_credit_pages(spec, host_address(name)) if spec["stores"] else 0,
+            "cache_pages": _cache_pages(device) // max(1, len(spec["hosts"])),
+            "decompress_ns": timing["decompress_ns"],
         }
 
     # -- workloads and contents
@@ -318,6 +320,10 @@ def _timing(device: DeviceConfig) -> dict[str, Any]:
         "curve": None if device.loaded_latency is None else [list(point) for point in device.loaded_latency],
     }
     return timing | {name: value for name, value in own.items() if value is not None}
+
+
+def _cache_pages(device: DeviceConfig) -> int:
+    return device.block_cache_bytes // PAGE_SIZE if isinstance(device, CompressedRam) else 0
 
 
 def _synthetic(workload: Any) -> dict[str, Any]:

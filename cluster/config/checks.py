@@ -98,7 +98,7 @@ def _devices(config: Config) -> Iterator[Mistake]:
 def _device(device: DeviceConfig, place: Path) -> Iterator[Mistake]:
     sizes = {"capacity": device.capacity_bytes}
     if isinstance(device, CompressedRam):
-        sizes["perceived"] = device.perceived_bytes
+        sizes |= {"perceived": device.perceived_bytes, "block_cache": device.block_cache_bytes}
         yield from _compression(device, place)
     for key, size_bytes in sizes.items():
         if size_bytes % PAGE_SIZE:

@@ -149,6 +149,11 @@ class CompressedRam(_Device):
     decompress_latency_ns: Annotated[int, time(0, _S_NS)] | None = Field(
         default=None, description="What (de)compression adds to an access; when left out, that of the codec."
     )
+    block_cache_bytes: Annotated[int, size(0, CAPACITY_MAX_BYTES)] = Field(
+        default=0,
+        description="Blocks that the device keeps decompressed; an access that finds its page there does not "
+        "wait for decompression. A multiple of the 4 KiB page; hosts that share the device share it evenly.",
+    )
 
 
 DeviceConfig: TypeAlias = PlainDevice | CompressedRam

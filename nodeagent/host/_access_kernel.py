@@ -33,7 +33,20 @@ _WRITE_SET = np.uint32(PTE_ACCESSED | PTE_DIRTY)
 
 
 @njit(cache=True)
-def run_accesses(pte, batch, position, end, slot_base, node_of_section, cost_ns, budget_ns, nr_accesses):
+def run_accesses(
+    pte,
+    batch,
+    position,
+    end,
+    slot_base,
+    node_of_section,
+    cost_ns,
+    budget_ns,
+    nr_accesses,
+    place,
+    tags,
+    looked,
+):
     """Run batch[position:end] until an access needs the kernel or the time is used up.
 
     pte              uint32[slots]     page table
@@ -41,6 +54,7 @@ def run_accesses(pte, batch, position, end, slot_base, node_of_section, cost_ns,
     node_of_section  int64[sections]   see FrameTable
     cost_ns          int64[nodes, 2]   what a read, a write of a page on the node costs
     nr_accesses      int64[nodes, 2]   incremented: reads, writes
+    place, tags, looked                see BlockCaches; tags is None without any
     Returns (position of the first access not done, ns spent, why it stopped: STOP_*).
     """
     spent = np.int64(0)
@@ -64,6 +78,15 @@ def run_accesses(pte, batch, position, end, slot_base, node_of_section, cost_ns,
         nid = node_of_section[np.int64(entry) >> _SECTION_OF_PTE]
         nr_accesses[nid, is_write] += 1
         spent += cost_ns[nid, is_write]
+        if tags is not None:  # compiled away without a cache
+            lines = place[nid, 1]
+            if lines:
+                pfn = np.int64(entry) >> PTE_PFN_SHIFT
+                line = place[nid, 0] + pfn % lines
+                miss = np.int64(tags[line] != pfn)
+                tags[line] = pfn
+                looked[nid, miss] += 1
+                spent += miss * place[nid, 2]
         position += 1
     return position, spent, STOP_END
 

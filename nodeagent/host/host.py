@@ -248,6 +248,8 @@ class Host:
             "accesses": reads + writes,
             "reads": reads,
             "writes": writes,
+            "block_cache_hits": int(self.memory.block_caches.looked[node.nid, 0]),
+            "block_cache_misses": int(self.memory.block_caches.looked[node.nid, 1]),
             **dict(zip(NUMASTAT, numastat, strict=True)),
         }
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from privmem.nodeagent.buddy import Buddy
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
+from privmem.nodeagent.host.block_cache import BlockCaches
 from privmem.nodeagent.host.frames import FrameTable
 from privmem.nodeagent.host.high_order import HighOrder
 from privmem.nodeagent.host.kernel_pages import KernelPages
@@ -59,6 +60,8 @@ class NodeSpec:
     pooled: bool  # memory comes and goes by extents
     extent_pages: int
     credit_pages: int  # pages that a storing device takes before its first answer
+    cache_pages: int = 0  # lines of its block cache that are this host's
+    decompress_ns: int = 0  # part of the latencies that the block cache saves
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,7 @@ class Memory:
         self.numastat = np.zeros((MAX_NUMNODES, len(NUMASTAT)), dtype=np.int64)
         #: Accesses by node: reads, writes.
         self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
+        self.block_caches = BlockCaches(specs)
         self.outgoing = Outgoing()
         self.kernel_pages = KernelPages()
         #: Who wants to hear what happens to pages (story.py).
@@ -350,6 +354,7 @@ class Memory:
             "nonresident_age": self.nonresident_age.copy(),
             "numastat": self.numastat.copy(),
             "nr_accesses": self.nr_accesses.copy(),
+            "block_caches": self.block_caches.snapshot(),
             "outgoing": self.outgoing.snapshot(),
             "interleave_weights": dict(sorted(self.resolver.weights.items())),
             "kernel_pages": self.kernel_pages.snapshot(),
@@ -374,6 +379,7 @@ class Memory:
         for name in ("lru_head", "lru_tail", "lru_size", "nonresident_age", "numastat", "nr_accesses"):
             getattr(self, name)[:] = snapshot[name]
         self.outgoing.restore(snapshot["outgoing"])
+        self.block_caches.restore(snapshot["block_caches"])
         self.resolver.weights = {int(nid): int(w) for nid, w in snapshot["interleave_weights"].items()}
         self.kernel_pages.restore(snapshot["kernel_pages"])
         for nid, node in self.nodes.items():

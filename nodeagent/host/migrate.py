@@ -128,6 +128,7 @@ def store_content(memory: Memory, target: Node, pfns: np.ndarray) -> None:
     for at in np.flatnonzero(unmapped).tolist():
         source[at], index[at] = memory.swap.content_of(int(pfns[at]))
     memory.outgoing.store(target.spec.device, pfns - target.start_pfn, source, index, frames.version[pfns])
+    memory.block_caches.forget(target.nid, pfns)
     target.unacknowledged_pages += len(pfns)
 
 

@@ -86,8 +86,9 @@ class Program:
             here = topology.distance(self.task.cpu_nid, nid)
             nearest = min(topology.distance(cpu_node, nid) for cpu_node in nodemask.nodes(topology.with_cpus))
             think = self.spec.think_ns
-            self.cost_ns[nid, 0] = think + node.read_ns * here // nearest
-            self.cost_ns[nid, 1] = think + node.write_ns * here // nearest
+            on_miss = memory.block_caches.place[nid, 2]  # not of an access that the block cache answers
+            self.cost_ns[nid, 0] = think + (node.read_ns - on_miss) * here // nearest
+            self.cost_ns[nid, 1] = think + (node.write_ns - on_miss) * here // nearest
 
     def run(self, memory: Memory, until_ns: int) -> None:
         """Make accesses until the program's clock reaches `until_ns` or the workload ends.
@@ -109,6 +110,9 @@ class Program:
                 self.cost_ns,
                 (until_ns - self.time_ns) * self.spec.threads - self.carry_ns,
                 memory.nr_accesses,
+                memory.block_caches.place,
+                memory.block_caches.tags if len(memory.block_caches.tags) else None,
+                memory.block_caches.looked,
             )
             self.access_ns += spent - self.spec.think_ns * (self.position - begun)
             self._pass(spent)

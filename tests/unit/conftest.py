@@ -92,7 +92,8 @@ class SmallRack:
         nodes = [
             node_spec(0, dram, 100),
             node_spec(1, cxl, 200),
-            node_spec(2, cram, 1000, stores=True, compressed=True, credit_pages=self.credit),
+            node_spec(2, cram, 1000, stores=True, compressed=True, credit_pages=self.credit)
+            | {"cache_pages": options.get("cache_pages", 0), "decompress_ns": 800},
             node_spec(3, pool, 3000, stores=True, pooled=True, extent_pages=64, boot_pages=0)
             | {"credit_pages": pool},
         ]
