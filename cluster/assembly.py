@@ -194,6 +194,8 @@ class _Assembly:
             "credit_pages": initial_credit_pages(spec, host_address(name)) if spec["stores"] else 0,
             "cache_pages": _cache_pages(device) // max(1, len(spec["hosts"])),
             "decompress_ns": timing["decompress_ns"],
+            "link_ns": node.link_latency_ns,
+            "link_bandwidth": node.link_bandwidth_bytes_per_s or 0,
         }
 
     # -- workloads and contents

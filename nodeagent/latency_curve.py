@@ -64,24 +64,25 @@ def loaded_latency_ns(
     bandwidth: int,
     curve: Sequence[Sequence[int]],
     before_ns: int | None = None,
+    rest_ns: int = 0,
 ) -> int:
     """Latency after an epoch in which so many bytes were moved at a latency of `before_ns` (idle by default);
-    `bandwidth` in bytes per second.
+    `bandwidth` in bytes per second. `rest_ns` is what an access waits for elsewhere.
 
     Who waits for memory asks for less when it is slower. So the answer is where the curve meets that
-    demand: the least latency L with curve(utilisation * before / L) <= L and no more bytes than the
-    bandwidth allows. Setting the curve's value at the utilisation that was seen would swing between idle
-    and the worst near saturation, where curves are steep. A demand that does not depend on the latency
+    demand: the least latency L with curve(utilisation * (before + rest) / (L + rest)) <= L and no more bytes
+    than the bandwidth allows. Setting the curve's value at the utilisation that was seen would swing between
+    idle and the worst near saturation, where curves are steep. A demand that does not depend on the latency
     reaches the curve over a few epochs; over a hundred on the cliff at its end.
     """
     before = base_ns if before_ns is None else before_ns
-    demand = bytes_in_epoch * _S_NS * 1000 * before
+    demand = bytes_in_epoch * _S_NS * 1000 * (before + rest_ns)
     capacity = bandwidth * epoch_ns
-    saturated = min(_LONGEST_NS, -(-demand // (capacity * 1000)))
+    saturated = min(_LONGEST_NS, -(-demand // (capacity * 1000)) - rest_ns)
     low, high = base_ns, max(base_ns, base_ns * curve[-1][1] // 1000, saturated)
     while low < high:
         middle = (low + high) // 2
-        utilisation_permille = demand // (capacity * middle)
+        utilisation_permille = demand // (capacity * (middle + rest_ns))
         wanted = base_ns * inflation_permille(curve, utilisation_permille) // 1000
         if wanted <= middle and middle >= saturated:
             high = middle

@@ -177,6 +177,9 @@ def _node(node: NodeConfig, here: Path) -> Iterator[Mistake]:
         yield Mistake(here, wrong("neither memory nor device", "one of them"), (memory, device))
     elif node.memory is not None and node.device is not None:
         yield Mistake(device, wrong("both memory and device", "one of them"), (memory, device))
+    if node.link_bandwidth_bytes_per_s is not None and not node.link_latency_ns:
+        text = wrong("a bandwidth without a latency that load could raise", "with `link_latency` only")
+        yield Mistake((*here, "link_bandwidth"), text)
     private, features = (*here, "private"), (*here, "features")
     if node.private and node.cpus:
         text = wrong("CPUs on a private node", "none, since their kernel would allocate there")

@@ -308,6 +308,16 @@ class NodeConfig(Model):
     hop: Annotated[int, Whole(1, DISTANCE_MAX - LOCAL_DISTANCE)] | None = Field(
         default=None, description="Distance that it adds to that of `via`."
     )
+    link_latency_ns: Annotated[int, time(0, _S_NS)] = Field(
+        default=0,
+        description="What switches and ports on the way to the device add to an access. The latency of a class "
+        "includes one direct link.",
+    )
+    link_bandwidth_bytes_per_s: Annotated[int, _Bandwidth] | None = Field(
+        default=None,
+        description="What this host's link to the device can carry each way, whatever the device can; needs a "
+        "`link_latency`. No bound when left out.",
+    )
     private: bool = Field(
         default=False,
         description="Whether the node is closed to all that does not ask as the isolation design demands.",

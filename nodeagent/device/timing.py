@@ -98,6 +98,7 @@ def access_latencies_ns(
             timing[f"{way}_bandwidth"],
             timing["curve"],
             None if before_ns is None else before_ns[at] - extra,
+            extra,
         )
         for at, way in enumerate(("read", "write"))
     )

@@ -121,7 +121,7 @@ class Host:
                 node.credit_pages = body.credit_pages
             case DeviceReport():
                 node = self._node_of_device[message.sender]
-                node.read_ns, node.write_ns = body.read_ns, body.write_ns
+                node.device_ns = [body.read_ns, body.write_ns]
             case _:
                 raise ProtocolError(f"{self.name} cannot handle {type(body).__name__} from {message.sender}")
 
@@ -200,6 +200,7 @@ class Host:
             read = int(accessed[nid, 0]) * ACCESS_BYTES + node.migrated_read_bytes
             write = int(accessed[nid, 1]) * ACCESS_BYTES + node.migrated_write_bytes
             node.migrated_read_bytes = node.migrated_write_bytes = 0
+            node.link.close_epoch((read, write), clock.end_ns - clock.start_ns, node.device_ns)
             if read or write or self.sent_traffic.get(nid):
                 self.mail.send(node.spec.device, clock.end_ns, Traffic(clock.epoch, read, write))
             self.sent_traffic[nid] = bool(read or write)
@@ -246,6 +247,8 @@ class Host:
             "active_file": active_file,
             "inactive_file": inactive_file,
             "accesses": reads + writes,
+            "read_ns": node.read_ns,
+            "write_ns": node.write_ns,
             "reads": reads,
             "writes": writes,
             "block_cache_hits": int(self.memory.block_caches.looked[node.nid, 0]),

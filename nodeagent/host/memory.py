@@ -20,6 +20,7 @@ from privmem.nodeagent.host.frames import FrameTable
 from privmem.nodeagent.host.high_order import HighOrder
 from privmem.nodeagent.host.kernel_pages import KernelPages
 from privmem.nodeagent.host.layout import LRU_UNEVICTABLE, NIL, NR_LRU_LISTS, PG_LRU, PG_OBJECT
+from privmem.nodeagent.host.link import Link
 from privmem.nodeagent.host.locked_slots import LockedSlots
 from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.memcg_tree import MemcgTree
@@ -62,6 +63,8 @@ class NodeSpec:
     credit_pages: int  # pages that a storing device takes before its first answer
     cache_pages: int = 0  # lines of its block cache that are this host's
     decompress_ns: int = 0  # part of the latencies that the block cache saves
+    link_ns: int = 0  # see link.py
+    link_bandwidth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +116,9 @@ class Node:
         self.kswapd_awake = False
         #: Its owner lets no page migrate here: no demotion comes (compressed RAM service, `migration_blocked`).
         self.migration_blocked = False
-        self.read_ns = spec.read_ns
-        self.write_ns = spec.write_ns
+        #: Latency of a read, a write as the device reported it last.
+        self.device_ns = [spec.read_ns, spec.write_ns]
+        self.link = Link(spec.link_ns, spec.link_bandwidth)
         #: Pages that the storing device still takes for certain (see messages.PagesStored).
         self.credit_pages = spec.credit_pages
         self.unacknowledged_pages = 0
@@ -125,6 +129,15 @@ class Node:
         self.refused_until_ns = 0
         self.migrated_read_bytes = 0
         self.migrated_write_bytes = 0
+
+    @property
+    def read_ns(self) -> int:
+        """What a read costs now: the device and the way there."""
+        return self.device_ns[0] + self.link.added_ns[0]
+
+    @property
+    def write_ns(self) -> int:
+        return self.device_ns[1] + self.link.added_ns[1]
 
     @property
     def free_pages(self) -> int:
@@ -391,8 +404,6 @@ _NODE_NUMBERS = (
     "managed_pages",
     "kswapd_awake",
     "migration_blocked",
-    "read_ns",
-    "write_ns",
     "credit_pages",
     "unacknowledged_pages",
     "refused_until_ns",
@@ -403,13 +414,16 @@ _NODE_NUMBERS = (
 
 def _node_snapshot(node: Node) -> dict[str, Any]:
     numbers = {name: getattr(node, name) for name in _NODE_NUMBERS}
-    return numbers | {"extents": [list(e) for e in node.extents], "buddy": node.buddy.lists_snapshot()}
+    lists = {"extents": [list(e) for e in node.extents], "device_ns": list(node.device_ns)}
+    return numbers | lists | {"link": node.link.snapshot(), "buddy": node.buddy.lists_snapshot()}
 
 
 def _node_restore(node: Node, snapshot: dict[str, Any]) -> None:
     for name in _NODE_NUMBERS:
         setattr(node, name, snapshot[name])
     node.extents = [(int(a), int(b)) for a, b in snapshot["extents"]]
+    node.device_ns = list(snapshot["device_ns"])
+    node.link.restore(snapshot["link"])
     node.buddy.lists_restore(snapshot["buddy"])
 
 
