@@ -8,9 +8,11 @@ from typing import Any
 
 from privmem.cluster.litmus.values import FEATURES
 from privmem.cluster.litmus.world import Stuck, World, check
+from privmem.nodeagent.host import contig
 from privmem.nodeagent.host.drivers.anondax import AnonDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
-from privmem.scheduler.abi import Feature
+from privmem.nodeagent.host.kernel import driver_name
+from privmem.scheduler.abi import PAGE_SHIFT, Feature
 from privmem.scheduler.isolation import claims
 from privmem.scheduler.isolation.claims import Answer, Held, NodeFacts, Ops
 from privmem.scheduler.isolation.design import Claim
@@ -20,11 +22,11 @@ Values = dict[str, Any]
 
 
 def _write(world: World, _actor: str, values: Values) -> None:
-    check(world.kernel.sysfs.write(values["word"], values["text"]))
+    check(world.kernel.sysfs.write(world.path(values["word"]), values["text"]))
 
 
 def _read(world: World, _actor: str, values: Values) -> str:
-    text = world.kernel.sysfs.read(values["word"])
+    text = world.kernel.sysfs.read(world.path(values["word"]))
     if isinstance(text, int):
         check(text)
     return str(text)
@@ -103,7 +105,7 @@ def _get(world: World, _actor: str, values: Values) -> str:
     text = device.read(values["word"]) if isinstance(device, DaxTest) else None
     if text is None:
         raise OSError(errno.ENOENT, "ENOENT")
-    return text
+    return world.node_name(int(text)) if values["word"] == "contig" and text.isdecimal() else text
 
 
 def _kill(world: World, _actor: str, values: Values) -> None:
@@ -140,8 +142,34 @@ def _keep(world: World, _actor: str, values: Values) -> None:
     world.kernel.owners.keeps[values["node"]] = "keep" in values
 
 
-def _add_without_owner(world: World, _actor: str, values: Values) -> None:
-    check(world.kernel.hotplug.add_private_memory(values["node"], None, 0, 1))
+def _residents(world: World, _actor: str, values: Values) -> None:
+    world.kernel.hotplug.keeps_residents[values["node"]] = "keep" in values
+
+
+def _memory_group(world: World, _actor: str, values: Values) -> int:
+    return check(world.kernel.hotplug.register_group(values["node"]))
+
+
+def _add_memory(world: World, _actor: str, values: Values) -> None:
+    """A range, offline; `without owner` is nobody's, else the node's driver claims it with the node's wishes."""
+    kernel, node = world.kernel, values["node"]
+    boot = kernel.boot[node]
+    features = kernel.design.grant(values.get("features", boot.wish))
+    owner = Claim(values.get("word", driver_name(node)), features)
+    claim = None if "without" in values else owner
+    nr_pages = values["size"] >> PAGE_SHIFT if "size" in values else boot.pages
+    first, group = values.get("first", 0), values.get("group")
+    check(kernel.hotplug.add_private_memory(node, claim, first, nr_pages, group))
+
+
+def _contig_range(world: World, actor: str, values: Values) -> str:
+    """alloc_contig_range: that the owner asks is known in all versions; in F3 the call must say so by its flag."""
+    memory, node = world.kernel.memory, values["node"]
+    first = memory.nodes[node].start_pfn + values.get("first", 0)
+    implied = actor == "driver" and world.kernel.design.label != "F3"
+    private = "private" in values or implied
+    check(contig.alloc_contig_range(memory, first, values["size"] >> PAGE_SHIFT, actor, private))
+    return world.node_name(memory.frames.nid_of(first))
 
 
 def _claim(world: World, _actor: str, values: Values) -> None:
@@ -235,8 +263,15 @@ def _reference(world: World, _actor: str, values: Values) -> None:
     world.held[node] = None if waited else replace(held, references=left)
 
 
+CONTIG_RANGE = (
+    "alloc_contig_range NODE SIZE [from FIRST:NUMBER] [private]",
+    _contig_range,
+    "take these frames, counted from the node's first: for `driver` as the owner's; "
+    "private: with the latest version's flag",
+)
+
 VERBS = [
-    ("write WORD TEXT", _write, "write a file of /sys, /proc or the cgroup tree"),
+    ("write WORD TEXT", _write, "write a file; paths may have names: /proc/A/..., .../node/nodeP/..."),
     ("cat WORD", _read, "read such a file"),
     (
         "plug NODE [features FEATURES] [owner WORD] [kernel_zone]",
@@ -258,7 +293,9 @@ DRIVER_VERBS = [
     (
         "dax_test NODE [from FIRST:NUMBER] [pages NUMBER] [owner WORD]",
         _dax_test,
-        "`dev = dax_test P`: the series' test device; attributes state, memory_features, adistance",
+        "`dev = dax_test P`: the series' test device; attributes state (online, online_kernel, offline, "
+        "unplugged), memory_features (names, a mask, or all), adistance, contig (range START PAGES, "
+        "search PAGES, plain PAGES, free)",
     ),
     ("anondax NODE", _anondax, "`dev = anondax P`: the latest version's shared anonymous device"),
     ("set DEVICE WORD TEXT", _set, "write an attribute of a test device"),
@@ -270,7 +307,19 @@ DRIVER_VERBS = [
         "the owner takes pages of its node; preferred: without THISNODE",
     ),
     ("keep|give freed pages of NODE", _keep, "the owner's free_folio keeps freed pages, or lets them go"),
-    ("add memory of NODE without owner", _add_without_owner, "add private memory for nobody"),
+    (
+        "add memory of NODE [from FIRST:NUMBER] [SIZE] [owner WORD] [without owner] [features FEATURES] "
+        "[group GROUP:NUMBER]",
+        _add_memory,
+        "claim the node and add a range of private memory, offline (`admin: online NODE`); in a memory group",
+    ),
+    ("memory_group NODE", _memory_group, "register a memory group: its number"),
+    (
+        "keep|move residents of NODE",
+        _residents,
+        "whether pages that are there stay (and offline fails), or are moved out when memory goes offline",
+    ),
+    CONTIG_RANGE,
     ("free NODE", _free, "and gives them all back: how many"),
     ("claim NODE as WORD [with FEATURES]", _claim, "claim a node without bringing memory"),
     ("release NODE", _release, "give the claim back"),

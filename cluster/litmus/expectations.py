@@ -88,6 +88,8 @@ def agrees(got: Any, wanted: Any) -> bool:
         return all(agrees(got.get(key, 0), value) for key, value in wanted.items()) and not any(
             value for key, value in got.items() if key not in wanted
         )
+    if isinstance(got, dict) and (wanted is None or str(wanted) in ("none", "-", "0")):
+        return not any(got.values())
     if isinstance(wanted, tuple):
         return isinstance(got, list | tuple) and [str(g) for g in got] == [str(w) for w in wanted]
     if isinstance(wanted, str) and isinstance(got, int) and not isinstance(got, bool):
@@ -96,7 +98,7 @@ def agrees(got: Any, wanted: Any) -> bool:
     if isinstance(wanted, bool) or isinstance(got, bool):
         return got is wanted
     if isinstance(got, list):
-        return wanted in (None, "none", "-") if not got else [str(wanted)] == [str(g) for g in got]
+        return wanted in (None, "", "none", "-") if not got else [str(wanted)] == [str(g) for g in got]
     if isinstance(wanted, str) and "..." in wanted and isinstance(got, str):
         parts = [re.escape(part) for part in wanted.split("...")]
         return re.fullmatch(".*".join(parts), got, re.DOTALL) is not None

@@ -60,6 +60,16 @@ class Pattern:
             words.append(element.literals[0])
         return " ".join(words)
 
+    @property
+    def lead(self) -> tuple[tuple[str, ...], ...]:
+        """The words that it begins with, each with its alternatives."""
+        words = []
+        for element in self.elements:
+            if not element.literals or element.repeated:
+                break
+            words.append(element.literals)
+        return tuple(words)
+
 
 _SKIPPED = "?"
 _TOKEN = re.compile(r"\[|\]\.\.\.|\]|[^\s\[\]]+")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from privmem.cluster.litmus.admin_verbs import CONTIG_RANGE
 from privmem.cluster.litmus.world import World, check
 from privmem.nodeagent.host import contig, damon, kmem, netbuf
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT
@@ -136,6 +137,7 @@ VERBS = [
         _contig,
         "search a contiguous range from a node on: where it is",
     ),
+    CONTIG_RANGE,
     (
         "message of DEVICE:NODE from NEAR:NODE [NUMBER]",
         _message,

@@ -75,12 +75,10 @@ def parse(actor: str, words: Sequence[str], names: Names) -> Call:
 
 def _read(table: tuple[Verb, ...], words: list[str], names: Names, result: str) -> Call:
     """The first verb whose pattern fits; of those that begin alike the error of the longest is told."""
-    fitting = [v for v in table if words[: len(v.pattern.verb.split())] == v.pattern.verb.split()]
+    fitting = [v for v in table if _begins(v.pattern, words)]
     if not fitting:
-        known = sorted({v.pattern.verb for v in table})
-        hint = nearest(words[0], known)
-        raise Misread(f"found {words[0]!r}; allowed: {', '.join(known)}{hint}")
-    fitting.sort(key=lambda v: -len(v.pattern.verb.split()))
+        raise Misread(_unknown(table, words))
+    fitting.sort(key=lambda v: -len(v.pattern.lead))
     first_error: Misread | None = None
     for verb in fitting:
         try:
@@ -89,6 +87,23 @@ def _read(table: tuple[Verb, ...], words: list[str], names: Names, result: str) 
             first_error = first_error or error
     assert first_error is not None
     raise Misread(f"{first_error} (pattern: {fitting[0].pattern.text})")
+
+
+def _unknown(table: tuple[Verb, ...], words: Sequence[str]) -> str:
+    """What is wrong with a command line that begins like no pattern, and who else has such a command."""
+    alike = [v.pattern.text for v in table if words[0] in v.pattern.lead[0]]
+    if alike:
+        return f"found {' '.join(words[:2])!r}; allowed: {'; '.join(alike)}"
+    known = sorted({" ".join("|".join(each) for each in v.pattern.lead) for v in table})
+    others = [actor for actor, other in TABLES.items() if any(_begins(v.pattern, words) for v in other)]
+    told = f"; {' and '.join(others)} can do that" if others else nearest(words[0], known)
+    return f"found {words[0]!r}; allowed: {', '.join(known)}{told}"
+
+
+def _begins(chosen: Pattern, words: Sequence[str]) -> bool:
+    """Whether a command line begins as the pattern does."""
+    lead = chosen.lead
+    return len(words) >= len(lead) and all(word in each for word, each in zip(words, lead, strict=False))
 
 
 def _add_names(call: Call, names: Names) -> None:

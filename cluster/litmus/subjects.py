@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from privmem.cluster.litmus.grammar import Pattern, pattern
-from privmem.cluster.litmus.process_verbs import nodes_text, policy_text
+from privmem.cluster.litmus.process_verbs import policy_text
 from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Stuck, World
-from privmem.nodeagent.host import pagetables
+from privmem.nodeagent.host import memcg, pagetables, proc_files
 from privmem.nodeagent.host.drivers.dax_test import format_features
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_DIRTY, PG_UNEVICTABLE, PG_UNINVITED, PTE_DIRTY
 from privmem.nodeagent.host.memory import NUMASTAT
@@ -238,8 +238,33 @@ def _is_alive(world: World, values: dict[str, Any]) -> str:
 
 
 def _file_text(world: World, values: dict[str, Any]) -> str | int:
-    text = world.kernel.sysfs.read(values["word"])
+    text = world.kernel.sysfs.read(world.path(values["word"]))
     return errno.errorcode.get(-text, str(text)) if isinstance(text, int) else text
+
+
+def _nodes_in(world: World, values: dict[str, Any]) -> list[str]:
+    if "kcore" in values:
+        mask = proc_files.ProcFiles(world.kernel).covered()
+    else:
+        lines = str(world.kernel.sysfs.read("/sys/kernel/debug/lru_gen")).split("\n")
+        mask = nodemask.of(int(line.split()[1]) for line in lines)
+    return [world.node_name(nid) for nid in nodemask.nodes(mask)]
+
+
+def _numa_stat(world: World, values: dict[str, Any]) -> int:
+    kinds = memcg.numa_stat(world.kernel.memory, values["cgroup"])
+    if values["word"] not in kinds:
+        raise Stuck(f"memory.numa_stat has no {values['word']}; it has {', '.join(kinds)}")
+    return kinds[values["word"]].get(values["node"], 0)
+
+
+def _cgroup_of(world: World, values: dict[str, Any]) -> str:
+    return world.process(values["process"]).cgroup or "root"
+
+
+def _members(world: World, values: dict[str, Any]) -> list[str]:
+    inside = {task.pid for task in world.kernel.tasks_of(values["cgroup"])}
+    return [name for name, process in world.processes.items() if process.pid in inside]
 
 
 def _log(world: World, _values: dict[str, Any]) -> str:
@@ -280,7 +305,7 @@ def _state(world: World, values: dict[str, Any]) -> str:
 
 
 def _private(world: World, _values: dict[str, Any]) -> list[str]:
-    return nodes_text(world, world.kernel.memory.topology.private).split(",")
+    return [world.node_name(nid) for nid in nodemask.nodes(world.kernel.memory.topology.private)]
 
 
 def _huge(world: World, values: dict[str, Any]) -> int:
@@ -334,7 +359,19 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("fallback|thisnode|private list of NODE", _list, "the zonelist"),
         ("min|low|high|promo watermark of NODE", _watermark, "in pages"),
         ("fate of PROCESS", _is_alive, "alive, ended, killed"),
-        ("text of WORD", _file_text, "a file of /sys, /proc or the cgroup tree; `...` stands for anything"),
+        (
+            "text of WORD",
+            _file_text,
+            "a file; paths may have names: /proc/A/status, .../node/nodeP/meminfo; `...` stands for anything",
+        ),
+        ("nodes in kcore|lru_gen", _nodes_in, "whose memory /proc/kcore covers, or debugfs lru_gen lists"),
+        (
+            "numa_stat WORD of CGROUP on NODE",
+            _numa_stat,
+            "pages of memory.numa_stat: anon or file; the file itself is in bytes",
+        ),
+        ("cgroup of PROCESS", _cgroup_of, "where it is; `root` at the top"),
+        ("processes in CGROUP", _members, "the living ones"),
         ("log", _log, "the kernel's log; `...` stands for anything"),
         ("owner of NODE", _owner, "who claimed the node, or none"),
         ("features of NODE", _features, "of the claim"),

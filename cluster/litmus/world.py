@@ -18,6 +18,8 @@ from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.isolation.claims import Held
 
+_NODES = "/sys/devices/system/node/"
+
 
 class Stuck(Exception):
     """A step makes no sense where it stands (a mapping that was never made); says why."""
@@ -122,6 +124,17 @@ class World:
             raise Stuck(f"{owner} has no mapping {ref.name} yet")
         last = whole.length // PAGE_SIZE if ref.last is None else ref.last
         return Mapped(owner, whole.addr + ref.first * PAGE_SIZE, max(0, last - ref.first) * PAGE_SIZE)
+
+    def path(self, text: str) -> str:
+        """The path of a file where names stand for ids: /proc/A/status, .../node/nodeP/meminfo."""
+        head, _, rest = text.removeprefix("/proc/").partition("/")
+        if text.startswith("/proc/") and rest and head in self.processes:
+            return f"/proc/{self.processes[head].pid}/{rest}"
+        below = text.removeprefix(_NODES)
+        head, slash, rest = below.partition("/")
+        if below != text and head.removeprefix("node") in self.machine.nids:
+            return f"{_NODES}node{self.machine.nids[head.removeprefix('node')]}{slash}{rest}"
+        return text
 
     def node_name(self, nid: int) -> str:
         """The script's name of a node."""

@@ -23,6 +23,7 @@ from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_unu
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import MAX_NUMNODES, PAGEBLOCK_ORDER, Feature, Reason
 from privmem.scheduler.isolation import Service
+from privmem.scheduler.isolation.claims import add_memory_error
 from privmem.scheduler.isolation.design import Claim
 from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL, HostTopology
 from privmem.scheduler.zonelist import AllocRequest
@@ -51,6 +52,10 @@ class Hotplug:
         self.memory = memory
         self.claims: dict[int, Claim] = {}
         self.ranges: dict[int, list[Range]] = {nid: [] for nid in memory.nodes}
+        #: Memory groups that drivers registered: id -> node.
+        self.groups: dict[int, int] = {}
+        #: Nodes whose owner forbids that their resident pages are moved out when memory goes offline.
+        self.keeps_residents: dict[int, bool] = {}
         #: Abstract distances that drivers asked for, until their claims go.
         self.adistance: dict[int, int] = {}
         self._boot_adistance = {n.nid: n.adistance for n in memory.topology.nodes}
@@ -89,12 +94,24 @@ class Hotplug:
 
     # -- ranges
 
-    def add_private_memory(self, nid: int, claim: Claim | None, start: int, nr_pages: int) -> int:
-        """`add_private_memory_driver_managed`: claim the node and add a range, offline. A failure leaves nothing
-        behind.
-        """
-        if claim is None or nid not in self.memory.nodes:
+    def register_group(self, nid: int) -> int:
+        """`memory_group_register_static`: the id of a new group of ranges of one node."""
+        if nid not in self.memory.nodes:
             return -errno.EINVAL
+        group = max(self.groups, default=-1) + 1
+        self.groups[group] = nid
+        return group
+
+    def add_private_memory(
+        self, nid: int, claim: Claim | None, start: int, nr_pages: int, group: int | None = None
+    ) -> int:
+        """`add_private_memory_driver_managed`: claim the node and add a range, offline; in a memory group of the
+        node, if one is named (MHP_NID_IS_MGID). A failure leaves nothing behind.
+        """
+        known = group is None or self.groups.get(group) == nid
+        error = add_memory_error(None if claim is None else claim.owner, known)
+        if error or claim is None or nid not in self.memory.nodes:
+            return error or -errno.EINVAL
         unclaimed = nid not in self.claims
         error = self.claim(nid, claim)
         if error:
@@ -214,6 +231,8 @@ class Hotplug:
         flags = memory.frames.flags[pfns]
         residents = pfns[flags & PG_ALLOCATED != 0]
         if len(residents):
+            if self.keeps_residents.get(nid):
+                return self._stuck(residents, "the owner keeps residents on its device")
             if not memory.resolver.allows(Service.HOTUNPLUG, nid):
                 return self._stuck(residents, "the design does not let hotplug move residents out")
             unmovable = residents[memory.frames.flags[residents] & PG_LRU == 0]
@@ -267,12 +286,16 @@ class Hotplug:
         return {
             "claims": {nid: [c.owner, int(c.features)] for nid, c in sorted(self.claims.items())},
             "adistance": dict(sorted(self.adistance.items())),
+            "groups": dict(sorted(self.groups.items())),
+            "keeps_residents": dict(sorted(self.keeps_residents.items())),
             "ranges": {nid: [[r.start, r.nr_pages, r.online] for r in rs] for nid, rs in self.ranges.items()},
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.claims = {int(n): Claim(owner, Feature(f)) for n, (owner, f) in snapshot["claims"].items()}
         self.adistance = {int(n): int(a) for n, a in snapshot["adistance"].items()}
+        self.groups = {int(g): int(n) for g, n in snapshot["groups"].items()}
+        self.keeps_residents = {int(n): bool(k) for n, k in snapshot["keeps_residents"].items()}
         self.ranges = {int(n): [Range(*r) for r in rs] for n, rs in snapshot["ranges"].items()}
 
 

@@ -21,6 +21,7 @@ from privmem.nodeagent.host import (
     numa_balancing,
     oom,
     policy_calls,
+    proc_files,
     syscalls,
     thp,
 )
@@ -93,6 +94,7 @@ class Kernel:
         add_files(self)
         memcg.add_files(self)
         policy_calls.add_files(self)
+        proc_files.add_files(self)
         self.owners = OwnerPages(self.memory)
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []

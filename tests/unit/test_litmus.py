@@ -174,7 +174,7 @@ steps:
     ]  # fmt: skip
     assert lines[1] == (
         "t.yaml:4: A: mbnd mem bind P: found 'mbnd'; allowed: "
-        + ", ".join(sorted({v.pattern.verb for v in steps.TABLES["process"]}))
+        + ", ".join(sorted({" ".join("|".join(w) for w in v.pattern.lead) for v in steps.TABLES["process"]}))
         + "; did you mean 'mbind'?"
     )
     assert lines[3] == "t.yaml:6: expect: found 'EINVLA'; allowed: an errno name; did you mean 'EINVAL'?"
@@ -258,3 +258,29 @@ steps:
 """
     assert run_script(parse_script(text, "t.yaml"), "caps").status == "passed"
     assert "found 'GRAM'" in refusal(text.replace("expect: CRAM", "expect: GRAM"))[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("A: keep mem", "allowed: "),
+        ("A: kswapd", "; kernel can do that"),
+        ("driver: keep pages of P", "found 'keep pages'; allowed: keep|give freed pages of NODE; keep|move"),
+    ],
+)
+def test_commands_that_nobody_or_somebody_else_has(command, message):
+    assert message in refusal(f"title: t\nsteps:\n  - {command}\n")[0]
+
+
+def test_paths_may_have_names():
+    text = """
+  - A: mem = mmap 4 pages
+  - A: touch mem
+  - expect:
+      text of /proc/A/status: "...VmRSS: 16 kB..."
+      text of /sys/devices/system/node/nodeP/meminfo: "Node 2 MemTotal: 1024 kB..."
+      text of /proc/nobody/status: ENOENT
+      pages of mem[2:2]: none
+      private nodes: [P, Q]
+"""
+    assert outcome(text) == ("passed", [])

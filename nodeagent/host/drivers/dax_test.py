@@ -1,9 +1,8 @@
 """The test provider of the series: a device whose memory becomes a node, private or ordinary.
 
 Models the attributes of the `dax_test` and kmem test drivers of the later versions (caps, features): `state`,
-`memory_features`, `adistance`; and their anonymous mapping, a private mapping of the device file whose pages
-come from the device's node alone. Contiguous ranges are in contig.py. Attribute writes return 0 or a negative
-errno.
+`memory_features`, `adistance`, `contig` (contig_control.py); and their anonymous mapping, a private mapping of the
+device file whose pages come from the device's node alone. Attribute writes return 0 or a negative errno.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from privmem.nodeagent.host import hotplug, syscalls
+from privmem.nodeagent.host.drivers.contig_control import ContigControl
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler.abi import Feature
 from privmem.scheduler.isolation import Service
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: What `memory_features` calls an ordinary node.
 ALL = "all"
 
+#: The marker of an ordinary node goes by another name in caps-c, and from F2 on.
+_GENERAL = {"fallback": "public", "common": "public"}
 _NAMES = {f.name.lower(): f for f in Feature if f.name and f not in (Feature.ALL, Feature.NONE)}
 _ZONE_OF = {"online": ZONE_MOVABLE, "online_movable": ZONE_MOVABLE, "online_kernel": ZONE_NORMAL}
 
@@ -42,12 +44,17 @@ class DaxTest:
         #: None: ordinary memory ("all").
         self.features: Feature | None = None
         self.adistance = ADISTANCE_DAX
+        self.contig = ContigControl(self)
 
     # -- attributes
 
     def write(self, attribute: str, text: str) -> int:
         """Write an attribute of the device: 0 or a negative errno; -ENOENT for one that it does not have."""
-        writers = {"state": self._write_state, "memory_features": self._write_features}
+        writers = {
+            "state": self._write_state,
+            "memory_features": self._write_features,
+            "contig": self.contig.write,
+        }
         if self.features is not None:
             writers["adistance"] = self._write_adistance
         if attribute not in writers:
@@ -60,6 +67,8 @@ class DaxTest:
             return self._state()
         if attribute == "memory_features":
             return ALL if self.features is None else format_features(self.features)
+        if attribute == "contig":
+            return str(self.contig.nid) if self.contig.nid >= 0 else "none"
         if attribute == "adistance" and self.features is not None:
             return str(self.adistance)
         return None
@@ -160,7 +169,7 @@ def parse_features(text: str) -> Feature | None:
         return Feature(mask) if mask >= 0 and not mask & ~known else None
     mask = Feature.NONE
     for name in text.split(","):
-        feature = _NAMES.get(name.strip())
+        feature = _NAMES.get(_GENERAL.get(name.strip(), name.strip()))
         if feature is None or mask & feature:
             return None
         mask |= feature
