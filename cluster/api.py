@@ -46,16 +46,18 @@ def run(
     seed: int | None = None,
     runtime: str = DEFAULT_RUNTIME,
     validate: bool = False,
+    plugins: Sequence[str | os.PathLike[str]] = (),
     **options: Any,
 ) -> Emulation:
     """Run a configuration (a file, or one that `load_config` gave) and write nothing.
 
-    `overrides` and `seed` are those of the command line, for a file; `runtime` is "inline" or "ray", and
+    `overrides`, `seed` and `plugins` are those of the command line, for a file; `runtime` is "inline" or "ray", and
     `options` go to it (`address`, `pack`). `validate` recounts all state after every epoch. Raises
     ConfigError and TraceError for what is wrong with the files, InvariantError when privmem is.
     """
     if not isinstance(config, Config):
-        config = load_config(Path(config), tuple(overrides), seed)
+        files = [Path(file) for file in plugins]
+        config = load_config(Path(config), tuple(overrides), seed, plugins=files)
     plan = make_plan(config)
     carrier = make_runtime(runtime, **options)
     try:

@@ -21,18 +21,21 @@ from privmem.cluster.config.models import (
     HostConfig,
     HotSetWorkload,
     NodeConfig,
+    PluginDevice,
     ProcessConfig,
     ReplayWorkload,
     ScanWorkload,
     ZipfWorkload,
+    class_name,
     seen_bytes,
 )
 from privmem.cluster.config.topology import device_name, host_topology
 from privmem.cluster.plan import DEVICE, HOST, SCHEDULER, ParticipantPlan, Plan
+from privmem.cluster.plugins import make_device
 from privmem.cluster.seeds import derive_seed
 from privmem.cluster.traces import open_trace
 from privmem.cluster.workloads import open_stream
-from privmem.nodeagent.device.device import Device, initial_credit_pages
+from privmem.nodeagent.device.device import initial_credit_pages
 from privmem.nodeagent.device.timing import class_timing
 from privmem.nodeagent.host.host import Host
 from privmem.scheduler import nodemask
@@ -64,7 +67,7 @@ def build(entry: ParticipantPlan, resources: dict[str, np.ndarray]) -> Participa
     if entry.kind == SCHEDULER:
         return Scheduler(entry.spec)
     if entry.kind == DEVICE:
-        return Device(entry.spec, resources)
+        return make_device(entry.spec, resources)
     streams = [open_stream(spec, resources) for spec in entry.spec["streams"]]
     return Host(entry.spec, streams)
 
@@ -124,6 +127,7 @@ class _Assembly:
             participants=tuple(sorted(entries, key=lambda e: e.name)),
             resources=self.resources,
             identity={
+                "plugins": {name: found.plugin.digest for name, found in self.config.plugins.items()},
                 "config": self._config_by_content(),
                 "resources": {name: _fingerprint(array) for name, array in self.resources.items()},
             },
@@ -178,7 +182,7 @@ class _Assembly:
     def _node(self, node: NodeConfig, name: str) -> dict[str, Any]:
         behind = device_name(node, name)
         device = self.devices[behind]
-        timing = _timing(device)
+        timing = self._timing(device)
         spec = self._device_spec(behind)
         return {
             "nid": node.id,
@@ -278,19 +282,39 @@ class _Assembly:
         return {
             "name": device_address(name),
             "device": name,
-            "class": device.device_class,
+            "class": class_name(device),
             "capacity_pages": pages,
             "physical_bytes": device.capacity_bytes,
             "extent_pages": device.extent_bytes // PAGE_SIZE if device.pooled else pages,
             "pooled": device.pooled,
             "hosts": sorted({host for host, _ in users}),
             "boot_extents": [] if device.pooled else [[users[0][0], users[0][1].id, 0, pages]],
-            "timing": _timing(device),
+            "timing": self._timing(device),
             "compression": compression,
-            "stores": device.device_class in _STORING,
+            "stores": self._stores(device),
             "scheduler": SCHEDULER_NAME,
             "sample_every": self.config.results.sample_every,
+            **self._plugin(device),
         }
+
+    def _plugin(self, device: DeviceConfig) -> dict[str, Any]:
+        if not isinstance(device, PluginDevice):
+            return {}
+        return {"plugin": self.config.plugins[device.plugin].spec(), "options": dict(device.options)}
+
+    def _stores(self, device: DeviceConfig) -> bool:
+        if isinstance(device, PluginDevice):
+            return self.config.plugins[device.plugin].device_class.stores
+        return device.device_class in _STORING
+
+    def _timing(self, device: DeviceConfig) -> dict[str, Any]:
+        """Timing of the class, with what the configuration sets of its own."""
+        if isinstance(device, PluginDevice):
+            timing = self.config.plugins[device.plugin].device_class.timing()
+        else:
+            codec = device.codec if isinstance(device, CompressedRam) else None
+            timing = class_timing(device.device_class, codec)
+        return timing | _own_timing(device)
 
     def _scheduler(self) -> ParticipantPlan:
         pooled = {name: device for name, device in self.devices.items() if device.pooled and self.backs[name]}
@@ -309,10 +333,7 @@ class _Assembly:
         return ParticipantPlan(SCHEDULER_NAME, SCHEDULER, spec)
 
 
-def _timing(device: DeviceConfig) -> dict[str, Any]:
-    """Timing of the class, with what the configuration sets of its own."""
-    codec = device.codec if isinstance(device, CompressedRam) else None
-    timing = class_timing(device.device_class, codec)
+def _own_timing(device: DeviceConfig) -> dict[str, Any]:
     own = {
         "read_ns": device.read_latency_ns,
         "write_ns": device.write_latency_ns,
@@ -321,7 +342,7 @@ def _timing(device: DeviceConfig) -> dict[str, Any]:
         "decompress_ns": device.decompress_latency_ns if isinstance(device, CompressedRam) else None,
         "curve": None if device.loaded_latency is None else [list(point) for point in device.loaded_latency],
     }
-    return timing | {name: value for name, value in own.items() if value is not None}
+    return {name: value for name, value in own.items() if value is not None}
 
 
 def _cache_pages(device: DeviceConfig) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 
 from privmem.cluster.config.checks_design import wished_features
 from privmem.cluster.config.distances import distance_matrix
-from privmem.cluster.config.models import Config, seen_bytes
-from privmem.cluster.config.topology import backing_device
+from privmem.cluster.config.models import Config, class_name, seen_bytes
+from privmem.cluster.config.topology import adistance_of, backing_device
 from privmem.cluster.errors import ConfigError
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
@@ -19,7 +19,6 @@ from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.story import Story
 from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
-from privmem.scheduler.tiers import ADISTANCE_BY_CLASS
 from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL
 
 #: Pages that an application of each private node's owner has there when an activity begins.
@@ -66,8 +65,8 @@ def machine_of(config: Config) -> AuditMachine:
                 private=node.private,
                 wish=wished_features(node),
                 zone=ZONE_NORMAL if not node.private else ZONE_MOVABLE,
-                adistance=ADISTANCE_BY_CLASS[device.device_class],
-                kind=device.device_class,
+                adistance=adistance_of(config, device),
+                kind=class_name(device),
             )
         )
     machine = AuditMachine(tuple(nodes), tuple(tuple(matrix[a][b] for b in order) for a in order))

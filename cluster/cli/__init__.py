@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 from privmem.cluster.errors import CheckpointError, ConfigError, PrivmemError, TraceError
 
@@ -58,6 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STATUS_FAILED
     except KeyboardInterrupt:
         return STATUS_INTERRUPTED
+
+
+def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
+    """For verbs that read a configuration."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        dest="plugins",
+        help="a Python file with device classes of your own; it is run",
+    )
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:

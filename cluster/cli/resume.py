@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             if args.checkpoint_every < 0:
                 raise ConfigError(f"--checkpoint-every: found {args.checkpoint_every}; allowed: 0 or more")
             record.checkpoint_every = args.checkpoint_every
-        config = config_from_plain(record.config, record.config_folder)
+        config = config_from_plain(record.config, record.config_folder, args.plugins)
         plan = make_plan(config, record.story_events)
         runner = Runner(plan, record, options_of(args, record.checkpoint_every), writer(config))
         return report(runner.run(resumed=folder), as_json=args.json)

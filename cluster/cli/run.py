@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from privmem.cluster.assembly import make_plan
+from privmem.cluster.cli import add_plugin_argument
 from privmem.cluster.config import Config, config_to_plain, load_config
 from privmem.cluster.engine import RunResult
 from privmem.cluster.errors import ConfigError
@@ -65,6 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --runtime ray: participants of a kind in one process (default: 1)",
     )
+    add_plugin_argument(parser)
     parser.add_argument("--validate", action="store_true", help="recount all state after every epoch")
     parser.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Run it. 130 when it was interrupted."""
     check_arguments(args)
     check_out(args.out)
-    config = load_config(args.config, args.overrides, args.seed, args.design)
+    config = load_config(args.config, args.overrides, args.seed, args.design, args.plugins)
     plan = make_plan(config, args.story)
     folder = str(config.folder.resolve())
     record = RunRecord(config.name, config_to_plain(config), folder, args.checkpoint_every, args.story)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from privmem.cluster.cli import add_plugin_argument
 from privmem.cluster.config import Config, load_config
 from privmem.cluster.config.distances import distance_matrix
 from privmem.cluster.config.models import (
@@ -17,6 +18,7 @@ from privmem.cluster.config.models import (
     DeviceConfig,
     HostConfig,
     NodeConfig,
+    class_name,
     seen_bytes,
 )
 from privmem.cluster.config.topology import backing_device, host_topology, terminal_nodes
@@ -30,6 +32,7 @@ _MB = 1 << 20  # numactl prints MB and means MiB
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("file", metavar="FILE", help="configuration to print")
+    add_plugin_argument(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="override a field"
     )
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print all hosts."""
-    print(render(load_config(args.file, args.overrides)))
+    print(render(load_config(args.file, args.overrides, plugins=args.plugins)))
     return 0
 
 
@@ -105,7 +108,7 @@ def _fence(node: NodeConfig) -> str:
 
 def _backing(config: Config, node: NodeConfig) -> str:
     device = backing_device(config, node)
-    text = f"backed by {device.device_class}"
+    text = f"backed by {class_name(device)}"
     if node.device is not None:
         text += f" device {node.device}" + (", pooled" if device.pooled else "")
     if isinstance(device, CompressedRam):
@@ -118,7 +121,7 @@ def _pool(device: DeviceConfig) -> str:
     capacity, extent = format_size(device.capacity_bytes), format_size(device.extent_bytes)
     quotas = ", ".join(f"{host} {format_size(quota)}" for host, quota in device.quotas_bytes.items())
     limit = f", quotas {quotas}" if quotas else ", no quotas"
-    return f"{device.device_class}, {capacity} in extents of {extent}{limit}"
+    return f"{class_name(device)}, {capacity} in extents of {extent}{limit}"
 
 
 def _ranges(numbers: list[int]) -> str:

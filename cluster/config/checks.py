@@ -7,7 +7,7 @@ is dropped when one of them is broken by itself and was only filled in for the c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from privmem.cluster.config import checks_host
 from privmem.cluster.config.checks_design import check_design
@@ -19,6 +19,7 @@ from privmem.cluster.config.models import (
     CompressedRam,
     Config,
     DeviceConfig,
+    PluginDevice,
     ProcessConfig,
     RecordingContent,
     ReplayWorkload,
@@ -79,7 +80,7 @@ def _devices(config: Config) -> Iterator[Mistake]:
     name_places = tuple(place for n in range(len(config.hosts)) for place in _name_of(n))
     for name, device in config.devices.items():
         place: Path = ("devices", name)
-        yield from _device(device, place)
+        yield from _device(device, place, sorted(config.plugins))
         for host in device.quotas_bytes:
             if host not in host_names:
                 here = (*place, "quotas", host)
@@ -89,13 +90,17 @@ def _devices(config: Config) -> Iterator[Mistake]:
             if node.memory is None:
                 continue
             place = ("hosts", n, "nodes", m, "memory")
-            yield from _device(node.memory, place)
+            yield from _device(node.memory, place, sorted(config.plugins))
             if node.memory.pooled:
                 text = wrong("true for a device of one node", "false, or a device under `devices`")
                 yield Mistake((*place, "pooled"), text)
 
 
-def _device(device: DeviceConfig, place: Path) -> Iterator[Mistake]:
+def _device(device: DeviceConfig, place: Path, known: Sequence[str]) -> Iterator[Mistake]:
+    if isinstance(device, PluginDevice) and device.plugin not in known:
+        loaded = ", ".join(known) or "there is none"
+        allowed = f"a class of a plug-in that is loaded ({loaded}); name its file with --plugin"
+        yield Mistake((*place, "plugin"), wrong(repr(device.plugin), allowed))
     sizes = {"capacity": device.capacity_bytes}
     if isinstance(device, CompressedRam):
         sizes |= {"perceived": device.perceived_bytes, "block_cache": device.block_cache_bytes}

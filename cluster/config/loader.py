@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from privmem.cluster.config.checks import check_config
 from privmem.cluster.config.checks_host import Mistake
 from privmem.cluster.config.fields import wrong
-from privmem.cluster.config.models import Config
+from privmem.cluster.config.models import Config, PluginDevice
 from privmem.cluster.config.overrides import apply_override, set_top, unshared
 from privmem.cluster.config.problems import Broken, broken_places, problem_at, problems_of, repair
 from privmem.cluster.config.shape import ModelShape
@@ -29,17 +29,25 @@ JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def load_config(
-    path: Path | str, overrides: Sequence[str] = (), seed: int | None = None, design: str | None = None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    design: str | None = None,
+    plugins: Sequence[Path | str] = (),
 ) -> Config:
-    """The configuration in a YAML file, with `--set` overrides, `--seed` and `--design`. Raises ConfigError."""
+    """The configuration in a YAML file, with `--set` overrides, `--seed`, `--design` and the files of `--plugin`.
+    Raises ConfigError.
+    """
     path = Path(path)
     text = _read(path)
-    return _load(text, str(path), path.parent, overrides, {"seed": seed, "design": design})
+    return _load(text, str(path), path.parent, overrides, {"seed": seed, "design": design}, plugins)
 
 
-def config_from_plain(plain: dict[str, Any], folder: Path | str = ".") -> Config:
+def config_from_plain(
+    plain: dict[str, Any], folder: Path | str = ".", plugins: Sequence[Path | str] = ()
+) -> Config:
     """Inverse of `config_to_plain`; recordings are relative to `folder`. Raises ConfigError."""
-    return _load(yaml.safe_dump(plain, sort_keys=False), "configuration", Path(folder), (), {})
+    return _load(yaml.safe_dump(plain, sort_keys=False), "configuration", Path(folder), (), {}, plugins)
 
 
 def config_to_plain(config: Config, folder: Path | None = None) -> dict[str, Any]:
@@ -87,7 +95,12 @@ def _read(path: Path) -> str:
 
 
 def _load(
-    text: str, name: str, folder: Path, overrides: Sequence[str], options: dict[str, int | str | None]
+    text: str,
+    name: str,
+    folder: Path,
+    overrides: Sequence[str],
+    options: dict[str, int | str | None],
+    plugins: Sequence[Path | str],
 ) -> Config:
     """`options`: fields that have an option of their own, by their names; None where it was not given."""
     try:
@@ -105,14 +118,14 @@ def _load(
     for key, value in options.items():
         if value is not None:
             set_top(root, key, value, f"--{key}")
-    config, more = _validate(root, folder)
+    config, more = _validate(root, folder, plugins)
     problems += more
     if config is None or problems:
         raise ConfigError(_lines(name, problems))
     return config
 
 
-def _validate(root: Tree, folder: Path) -> tuple[Config | None, list[Problem]]:
+def _validate(root: Tree, folder: Path, plugins: Sequence[Path | str]) -> tuple[Config | None, list[Problem]]:
     """The configuration if there is one, even a repaired one, and all that is wrong with it."""
     plain = root.plain()
     broken: list[Broken] = []
@@ -125,10 +138,24 @@ def _validate(root: Tree, folder: Path) -> tuple[Config | None, list[Problem]]:
         except ValidationError:
             return None, problems_of(broken, root)
     config._folder = folder
+    config._plugins = _plugin_classes(config, plugins)
     spoiled = [place.spoiled for place in broken if place.spoiled is not None]
     mistakes = [item for item in check_config(config) if not _rests_on(item, spoiled)]
     problems = problems_of(broken, root)
     return config, problems + [problem_at(root, item.path, item.text) for item in mistakes]
+
+
+def _plugin_classes(config: Config, files: Sequence[Path | str]) -> dict[str, Any]:
+    """Device classes of plug-ins, which are only run when a file is named or a device is of such a class."""
+    own = [node.memory for host in config.hosts for node in host.nodes]
+    if not files and not any(isinstance(d, PluginDevice) for d in (*config.devices.values(), *own)):
+        return {}
+    from privmem.cluster.plugins import (  # the models of devices take a while to load
+        plugin_classes,
+        read_plugins,
+    )
+
+    return dict(plugin_classes(read_plugins(files)))
 
 
 def _rests_on(mistake: Mistake, spoiled: list[tuple[str | int, ...]]) -> bool:

@@ -10,7 +10,7 @@ of a file are reported at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -18,6 +18,9 @@ from privmem.cluster.config.designs import DesignName
 from privmem.cluster.config.fields import FilePath, Name, OneOf, Permille, Whole, rate, size, time
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SIZE, PAGEBLOCK_ORDER
 from privmem.scheduler.isolation import DEFAULT_DESIGN
+
+if TYPE_CHECKING:
+    from privmem.cluster.plugins import PluginClass
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _US_NS, _MS_NS, _S_NS = 1000, 1000**2, 1000**3
@@ -156,7 +159,20 @@ class CompressedRam(_Device):
     )
 
 
-DeviceConfig: TypeAlias = PlainDevice | CompressedRam
+class PluginDevice(_Device):
+    """Memory of a class that a plug-in brings (docs/plugins.md)."""
+
+    device_class: Literal["plugin"] = Field(
+        alias="class", description="A class of a user's own, from a file that `--plugin` names."
+    )
+    plugin: Annotated[str, Name()] = Field(description="Name of the class.")
+    options: dict[Annotated[str, Name()], Annotated[int, Whole(0, 1 << 53)]] = Field(
+        default_factory=dict,
+        description="Numbers that the class takes beyond the fields of every device.",
+    )
+
+
+DeviceConfig: TypeAlias = PlainDevice | CompressedRam | PluginDevice
 AnyDevice: TypeAlias = Annotated[DeviceConfig, Field(discriminator="device_class")]
 
 # --- page contents
@@ -491,6 +507,12 @@ class Config(Model):
     )
 
     _folder: Path = PrivateAttr(default_factory=Path)
+    _plugins: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def plugins(self) -> dict[str, PluginClass]:
+        """Device classes of plug-ins that were loaded with it."""
+        return self._plugins
 
     @property
     def folder(self) -> Path:
@@ -505,6 +527,11 @@ class Config(Model):
 def device_of(config: Config, node: NodeConfig) -> DeviceConfig | None:
     """The device that backs a node; None only before the checks, which refuse a node without one."""
     return node.memory if node.memory is not None else config.devices.get(node.device or "")
+
+
+def class_name(device: DeviceConfig) -> str:
+    """The class of a device, a plug-in's own one too."""
+    return device.plugin if isinstance(device, PluginDevice) else device.device_class
 
 
 def seen_bytes(device: DeviceConfig) -> int:

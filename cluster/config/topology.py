@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from privmem.cluster.config.checks_design import granted_features
 from privmem.cluster.config.distances import distance_matrix
-from privmem.cluster.config.models import Config, DeviceConfig, HostConfig, NodeConfig, device_of, seen_bytes
+from privmem.cluster.config.models import (
+    Config,
+    DeviceConfig,
+    HostConfig,
+    NodeConfig,
+    PluginDevice,
+    device_of,
+    seen_bytes,
+)
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.isolation import get_design
@@ -32,6 +40,13 @@ def backing_device(config: Config, node: NodeConfig) -> DeviceConfig:
     return device
 
 
+def adistance_of(config: Config, device: DeviceConfig) -> int:
+    """Abstract distance of a device's nodes."""
+    if isinstance(device, PluginDevice):
+        return config.plugins[device.plugin].device_class.adistance
+    return ADISTANCE_BY_CLASS[device.device_class]
+
+
 def terminal_nodes(config: Config, host: HostConfig) -> int:
     """Nodes of compressed RAM, whose pages are never demoted further."""
     return nodemask.of(
@@ -48,7 +63,7 @@ def _node_topology(config: Config, node: NodeConfig, host: str) -> NodeTopology:
         features=granted_features(get_design(config.design), node),
         # Memory of a node without CPUs comes by hotplug and is onlined movable, as dax/kmem does.
         zone=ZONE_NORMAL if node.cpus else ZONE_MOVABLE,
-        adistance=ADISTANCE_BY_CLASS[device.device_class],
+        adistance=adistance_of(config, device),
         device=device_name(node, host),
         span_pages=seen_bytes(device) // PAGE_SIZE,
     )

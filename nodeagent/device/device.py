@@ -8,6 +8,7 @@ host can still send an earlier message. Left out: partial grants, errors of the 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -205,9 +206,7 @@ class Device:
         """Set the latencies of the next epoch by the traffic of this one, and tell."""
         self.closed_epoch = clock.epoch
         span_ns = clock.end_ns - clock.start_ns
-        self.latencies_ns = list(
-            access_latencies_ns(self.spec["timing"], self.moved_bytes, span_ns, self.latencies_ns)
-        )
+        self.latencies_ns = list(self.latencies_after(span_ns))
         self.moved_bytes = [0, 0]
         used_bytes = self.store.used_bytes if self.store else 0
         if [*self.latencies_ns, used_bytes] != self.reported:
@@ -226,6 +225,12 @@ class Device:
         if (clock.epoch + 1) % self.spec.get("sample_every", 1) == 0:
             when = {"epoch": clock.epoch, "time_ns": clock.end_ns, "device": self.spec["device"]}
             self.mail.send(RESULTS, clock.end_ns, Sample("device", [when | self._numbers()]))
+
+    def latencies_after(self, span_ns: int) -> Sequence[int]:
+        """(read, write) latency in ns for the next epoch, after one of `span_ns` that moved `moved_bytes`. What a
+        device class of a user's own may do otherwise; whole numbers only.
+        """
+        return access_latencies_ns(self.spec["timing"], self.moved_bytes, span_ns, self.latencies_ns)
 
     def _numbers(self) -> dict[str, int]:
         """Columns of the time series "device", but for when and who. What is not stored counts as 0."""

@@ -57,6 +57,20 @@ def test_the_real_rack_has_the_digest_of_inline() -> None:
     assert results[1] == results[0]
 
 
+def test_a_plugin_travels_to_the_workers(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    for name, language in (("pcm.py", "python"), ("rack.yaml", "yaml")):
+        (tmp_path / name).write_text(page.partition(f"```{language}\n")[2].partition("```")[0])
+    plan = make_plan(load_config(tmp_path / "rack.yaml", plugins=[tmp_path / "pcm.py"]))
+    (tmp_path / "pcm.py").unlink()
+    digests = []
+    for name in ("inline", "ray"):
+        with engine_on(name, plan, DEFAULT_BUILD) as engine:
+            engine.run()
+            digests.append(engine.result().digest)
+    assert digests[0] == digests[1] != ""
+
+
 @pytest.mark.parametrize(("first", "second"), [("ray", "inline"), ("inline", "ray")])
 def test_a_run_goes_on_in_the_other_runtime(first: str, second: str) -> None:
     plan = fake_rack.make_plan(events=30)
