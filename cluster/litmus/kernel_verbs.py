@@ -146,7 +146,8 @@ VERBS = [
     (
         "alloc NODE [thisnode|private|movable]...",
         _alloc,
-        "alloc_pages_node: where the page came from; with __GFP_THISNODE, or the private request of the design",
+        "alloc_pages_node: where the page came from; private: with the flag, where the version has one, in "
+        "anybody's hands; only movable pages come from movable zones. An owner's call is `driver: alloc`",
     ),
     ("memory_failure RANGE", _memory_failure, "a hardware error in the first page: who was told"),
 ]

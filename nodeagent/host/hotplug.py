@@ -21,7 +21,7 @@ from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import move_to_frames
 from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_unused_page
 from privmem.scheduler import nodemask
-from privmem.scheduler.abi import MAX_NUMNODES, PAGEBLOCK_ORDER, Feature, Reason
+from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT, PAGEBLOCK_ORDER, Feature, Reason
 from privmem.scheduler.isolation import Service
 from privmem.scheduler.isolation.claims import add_memory_error
 from privmem.scheduler.isolation.design import Claim
@@ -48,8 +48,10 @@ class Range:
 class Hotplug:
     """Which node is claimed by whom, and the ranges that each has."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, log: list[str] | None = None) -> None:
         self.memory = memory
+        #: The kernel's log, which hears of memory that does not go offline.
+        self.log = [] if log is None else log
         self.claims: dict[int, Claim] = {}
         self.ranges: dict[int, list[Range]] = {nid: [] for nid in memory.nodes}
         #: Memory groups that drivers registered: id -> node.
@@ -232,25 +234,31 @@ class Hotplug:
         residents = pfns[flags & PG_ALLOCATED != 0]
         if len(residents):
             if self.keeps_residents.get(nid):
-                return self._stuck(residents, "the owner keeps residents on its device")
+                return self._stuck(part, nid, residents, "the owner keeps residents on its device")
             if not memory.resolver.allows(Service.HOTUNPLUG, nid):
-                return self._stuck(residents, "the design does not let hotplug move residents out")
+                return self._stuck(part, nid, residents, "the design does not let hotplug move residents out")
             unmovable = residents[memory.frames.flags[residents] & PG_LRU == 0]
             if len(unmovable):
-                return self._stuck(unmovable, "unmovable: a kernel page, or pinned")
+                return self._stuck(part, nid, unmovable, "unmovable: a kernel page, or pinned")
             error = self._move_out(node, residents)
             if error:
-                return error
+                return self._failed(part, nid, "migration failure")
         if not node.buddy.remove_range(first, part.nr_pages):
             return -errno.EBUSY
         node.managed_pages -= part.nr_pages
         part.online = False
         return 0
 
-    def _stuck(self, pfns: np.ndarray, why: str) -> int:
+    def _stuck(self, part: Range, nid: int, pfns: np.ndarray, why: str) -> int:
         if self.memory.story is not None:
             for pfn in pfns.tolist():
                 self.memory.story.stayed(pfn, f"offline is -EBUSY: {why}")
+        return self._failed(part, nid, "unmovable page")
+
+    def _failed(self, part: Range, nid: int, why: str) -> int:
+        first = (self.memory.nodes[nid].start_pfn + part.start) << PAGE_SHIFT
+        last = first + (part.nr_pages << PAGE_SHIFT) - 1
+        self.log.append(f"memory offlining [mem {first:#010x}-{last:#010x}] failed due to {why} (node {nid})")
         return -errno.EBUSY
 
     def _move_out(self, node: Node, pfns: np.ndarray) -> int:

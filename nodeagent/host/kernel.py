@@ -87,7 +87,9 @@ class Kernel:
         topology = HostTopology(tuple(_at_boot(n) for n in self.boot.values()), distances)
         specs = [_backing(node) for node in self.boot.values()]
         self.memory = Memory(topology, specs, knobs, design)
-        self.hotplug = Hotplug(self.memory)
+        #: Lines of the kernel's log (`dmesg`).
+        self.log: list[str] = []
+        self.hotplug = Hotplug(self.memory, self.log)
         self.files: dict[str, MemObject] = {}
         self.processes: dict[int, Process] = {}
         self.sysfs = Files(self)
@@ -96,8 +98,6 @@ class Kernel:
         policy_calls.add_files(self)
         proc_files.add_files(self)
         self.owners = OwnerPages(self.memory)
-        #: Lines of the kernel's log (`dmesg`).
-        self.log: list[str] = []
         #: Stretches of memory that were advised MADV_MERGEABLE.
         self.mergeable: list[ksm.Area] = []
         self._next_pid = 1
@@ -243,6 +243,7 @@ class Kernel:
         if task is None:
             return None
         oom.tell(self.memory, task, control)
+        self.log += oom.log_lines(self.memory, task, control)
         victim = self.processes[task.pid]
         self.memory.vmstat.add("oom_kill")
         if control.memcg:

@@ -24,7 +24,7 @@ from privmem.nodeagent.host.story import node_words
 from privmem.nodeagent.host.swap_area import swap_entries
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
-from privmem.scheduler.abi import Mpol, Reason
+from privmem.scheduler.abi import PAGE_SHIFT, Mpol, Reason
 from privmem.scheduler.isolation import Service
 
 #: `OOM_SCORE_ADJ_MIN`: such a task is never killed.
@@ -70,6 +70,19 @@ def tell(memory: Memory, victim: Task, control: OomControl) -> None:
     if memory.story is not None:
         pages = task_pages(memory, victim)
         memory.story.killed(victim.mm.mm_id, f": {control}, and this one has most points ({pages} pages)")
+
+
+def log_lines(memory: Memory, victim: Task, control: OomControl) -> list[str]:
+    """`dump_oom_summary` and `__oom_kill_process`, cut to what is modelled."""
+    constraint = "NONE" if not control.constraint else control.constraint.name
+    nodes = nodemask.format_list(control.nodes) if control.nodes else "(null)"
+    mems = nodemask.format_list(victim.mems_allowed)
+    where = (
+        f"oom-kill:constraint=CONSTRAINT_{constraint},nodemask={nodes},mems_allowed={mems},pid={victim.pid}"
+    )
+    kilobytes = task_pages(memory, victim) << (PAGE_SHIFT - 10)
+    cause = "Memory cgroup out of memory" if control.constraint is Constraint.MEMCG else "Out of memory"
+    return [where, f"{cause}: Killed process {victim.pid} rss:{kilobytes}kB"]
 
 
 def may_kill(ctx: AllocContext) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from privmem.nodeagent.host.drivers.dax_test import DaxTest, parse_features
 from privmem.nodeagent.host.hotplug import Hotplug
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
+from privmem.nodeagent.host.process import Signalled
 from privmem.scheduler.abi import Feature, Mpol
 from privmem.scheduler.isolation.design import Claim
 
@@ -92,6 +93,9 @@ def test_an_owner_keeps_residents_on_its_device(kernel):
     kernel.hotplug.keeps_residents[P] = True
     assert kernel.offline(P) == -errno.EBUSY
     assert process.where(addr, 8 * PAGE) == [P] * 8
+    assert kernel.log == [
+        "memory offlining [mem 0x08000000-0x080fffff] failed due to unmovable page (node 1)"
+    ]
     again = Hotplug(kernel.memory)
     kernel.hotplug.register_group(Q)
     again.restore(kernel.hotplug.snapshot())
@@ -99,6 +103,18 @@ def test_an_owner_keeps_residents_on_its_device(kernel):
     kernel.hotplug.keeps_residents[P] = False
     assert kernel.offline(P) == 0
     assert process.where(addr, 8 * PAGE) == [D0] * 8
+
+
+def test_the_log_names_who_was_killed_and_for_which_nodes(kernel):
+    process = kernel.spawn()
+    addr = process.mmap(300 * PAGE)
+    process.set_mempolicy(Mpol.BIND, [P])
+    with pytest.raises(Signalled):
+        process.touch(addr, 300 * PAGE)
+    assert kernel.log == [
+        "oom-kill:constraint=CONSTRAINT_MEMORY_POLICY,nodemask=1,mems_allowed=0-1,pid=1",
+        "Out of memory: Killed process 1 rss:896kB",
+    ]
 
 
 def test_the_contiguous_control_is_an_attribute(kernel):
