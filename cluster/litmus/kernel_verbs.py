@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from privmem.cluster.litmus.admin_verbs import CONTIG_RANGE
+from privmem.cluster.litmus.driver_verbs import CONTIG_RANGE
 from privmem.cluster.litmus.world import World, check
 from privmem.nodeagent.host import contig, damon, kmem, netbuf
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT

@@ -9,7 +9,7 @@ from typing import Any
 from privmem.cluster.config.tree import Problem, Tree, found
 from privmem.cluster.config.units import UnitError, parse_size
 from privmem.cluster.litmus.grammar import Misread, nearest
-from privmem.cluster.litmus.values import FEATURES, HUGE_PAGES
+from privmem.cluster.litmus.values import FEATURES, HUGE_PAGES, feature_named
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
 from privmem.nodeagent.host.swap import swapon
@@ -163,12 +163,13 @@ class Reader:
             self._wrong(tree, f"{path}.private", found(tree), "a list of features, or true")
             return True, mask
         for item in tree.value:
-            if str(item.value) not in FEATURES:
+            feature = feature_named(str(item.value))
+            if feature is None:
                 known = ", ".join(FEATURES)
                 hint = nearest(str(item.value), list(FEATURES))
                 self._wrong(item, f"{path}.private", found(item), known + hint)
             else:
-                mask |= FEATURES[str(item.value)]
+                mask |= feature
         return True, mask
 
     def _cpus(self, tree: Tree | None, path: str) -> tuple[int, ...]:

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from privmem.cluster.litmus import admin_verbs, file_verbs, kernel_verbs, mapping_verbs, process_verbs
+from privmem.cluster.litmus import (
+    admin_verbs,
+    claim_verbs,
+    driver_verbs,
+    file_verbs,
+    kernel_verbs,
+    mapping_verbs,
+    process_verbs,
+)
 from privmem.cluster.litmus.grammar import Misread, Pattern, match, nearest, pattern
 from privmem.cluster.litmus.values import TYPES, Names
 from privmem.cluster.litmus.world import World
@@ -48,7 +56,7 @@ TABLES: dict[str, tuple[Verb, ...]] = {
     "process": _table([*mapping_verbs.VERBS, *file_verbs.VERBS, *process_verbs.VERBS]),
     "kernel": _table(kernel_verbs.VERBS),
     "admin": _table(admin_verbs.VERBS),
-    "driver": _table(admin_verbs.DRIVER_VERBS),
+    "driver": _table([*driver_verbs.VERBS, *claim_verbs.VERBS]),
 }
 RESERVED = ("kernel", "admin", "driver", "process")
 

@@ -127,6 +127,31 @@ def _pages(world: World, values: dict[str, Any]) -> dict[str, int]:
     return {world.node_name(nid): nodes.count(nid) for nid in sorted(set(nodes))}
 
 
+def _shared(world: World, values: dict[str, Any]) -> int:
+    one, other = world.frames(values["one"]), world.frames(values["other"])
+    return sum(a is not None and a == b for a, b in zip(one, other, strict=False))
+
+
+def _moved(world: World, values: dict[str, Any]) -> int:
+    ref: RangeRef = values["range"]
+    if ref.is_file:
+        raise Stuck("only pages of a mapping are remembered by `kernel: mark`")
+    owner = world.mapping("", ref).process
+    before = world.frames_base.get((owner, ref.name))
+    if before is None:
+        raise Stuck(f"there was no {ref} at the last `kernel: mark`")
+    now = world.frames(ref)
+    return sum(
+        a is not None and b is not None and a != b for a, b in zip(before[ref.first :], now, strict=False)
+    )
+
+
+def _pinned(world: World, values: dict[str, Any]) -> int:
+    pins = world.kernel.memory.high_order.pins_of
+    held = {pfn for pid in sorted(pins) for pfn in pins[pid]}
+    return sum(pfn in held for pfn in world.frames(values["range"]))
+
+
 def _absent(world: World, values: dict[str, Any]) -> int:
     return _frames_of(world, values).count(None)
 
@@ -277,12 +302,12 @@ def _owner(world: World, values: dict[str, Any]) -> str | None:
 
 
 def _registered(world: World, values: dict[str, Any]) -> str | None:
-    held = world.held.get(values["number"])
+    held = world.held.get(values["nodeid"])
     return held.owner if held else None
 
 
 def _installed(world: World, values: dict[str, Any]) -> str | None:
-    held = world.held.get(values["number"])
+    held = world.held.get(values["nodeid"])
     return held.ops.name if held and held.ops else None
 
 
@@ -327,6 +352,9 @@ SUBJECTS: tuple[Subject, ...] = tuple(
             _pages,
             "node: how many present pages of a mapping, or cached ones of a file; others none",
         ),
+        ("pages shared by ONE:RANGE and OTHER:RANGE", _shared, "how many are the same frames, page by page"),
+        ("moved pages of RANGE", _moved, "pages that are in another frame than at the last `kernel: mark`"),
+        ("pinned pages of RANGE", _pinned, "pages that a device has pinned"),
         ("absent pages of RANGE", _absent, "pages that are not present (or not cached)"),
         ("swapped pages of RANGE", _swapped, "pages that are on swap"),
         ("dirty pages of RANGE", _dirty, "of a file: cached pages that are written and not written back"),
@@ -375,8 +403,8 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("log", _log, "the kernel's log; `...` stands for anything"),
         ("owner of NODE", _owner, "who claimed the node, or none"),
         ("features of NODE", _features, "of the claim"),
-        ("registered owner of NUMBER", _registered, "by the register calls, of a node number"),
-        ("ops of NUMBER", _installed, "name of the ops installed by set_ops"),
+        ("registered owner of NODEID", _registered, "by the register calls, of a node number"),
+        ("ops of NODEID", _installed, "name of the ops installed by set_ops"),
         ("free_folio calls", _callbacks, "how often an owner's free_folio ran"),
         ("page tables on NODE", _pagetables, "pages of page tables (sysctl `pagetables: true`)"),
         ("private nodes", _private, "nodes that are private now"),

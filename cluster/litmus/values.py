@@ -41,6 +41,33 @@ FADVICES = {"normal": 0, "random": 1, "sequential": 2, "willneed": 3, "dontneed"
 FEATURES: dict[str, Feature] = {
     f.name.lower(): f for f in Feature if f.name and f not in (Feature.NONE, Feature.PUBLIC, Feature.ALL)
 }
+#: Other names of features, in other versions of the series; upper case is as good.
+_ALSO = {
+    "mempolicy": "user_numa",
+    "user": "user_numa",
+    "compact": "compaction",
+    "contig": "contig_alloc",
+    "ltpin": "longterm_pin",
+}
+#: The marker of an ordinary node, which only a claim can name.
+_GENERAL = ("public", "common", "fallback")
+
+#: Flags of the first version (`NP_OPS_*`); PROTECT_WRITE is the absence of writing in place.
+OPS_FLAGS: dict[str, Feature] = {
+    "migration": Feature.MIGRATION,
+    "mempolicy": Feature.USER_NUMA,
+    "demotion": Feature.DEMOTION,
+    "protect_write": Feature.USER_WRITE,
+    "reclaim": Feature.RECLAIM,
+    "numa_balancing": Feature.NUMA_BALANCING,
+    "compaction": Feature.COMPACTION,
+    "longterm_pin": Feature.LONGTERM_PIN,
+}
+
+
+def feature_named(name: str) -> Feature | None:
+    """The feature of this name in any version, or None."""
+    return FEATURES.get(_ALSO.get(name.lower(), name.lower()))
 
 
 @dataclass(slots=True)
@@ -177,15 +204,37 @@ def _duration(words: Sequence[str], _names: Names) -> tuple[int, int]:
 
 def _features(words: Sequence[str], _names: Names) -> tuple[Feature, int]:
     mask = Feature.NONE
+    if re.fullmatch(r"0x[0-9a-fA-F]{1,8}", words[0]):
+        return Feature(int(words[0], 16)), 1
     for name in [] if words[0] in ("-", "none") else words[0].split(","):
-        if name not in FEATURES:
+        feature = Feature.PUBLIC if name.lower() in _GENERAL else feature_named(name)
+        if feature is None:
             known = ", ".join(FEATURES)
             raise Misread(
                 f"found {name!r}; allowed: features with commas between them ({known})"
                 f"{nearest(name, list(FEATURES))}"
             )
-        mask |= FEATURES[name]
+        mask |= feature
     return mask, 1
+
+
+def _ops_flags(words: Sequence[str], _names: Names) -> tuple[Feature, int]:
+    """Flags of the first version, as features: what is not write-protected may be written in place."""
+    mask = Feature.USER_WRITE
+    for name in [] if words[0] in ("-", "none") else words[0].lower().split(","):
+        if name == "protect_write":
+            mask &= ~Feature.USER_WRITE
+        elif name in OPS_FLAGS:
+            mask |= OPS_FLAGS[name]
+        else:
+            known = ", ".join(OPS_FLAGS)
+            raise Misread(f"found {name!r}; allowed: flags ({known}){nearest(name, list(OPS_FLAGS))}")
+    return mask, 1
+
+
+def _node_id(words: Sequence[str], names: Names) -> tuple[int, int]:
+    """A node by name, or any number, also of a node that does not exist."""
+    return (names.nodes[words[0]], 1) if words[0] in names.nodes else _number(words, names)
 
 
 def _word(words: Sequence[str], _names: Names) -> tuple[str, int]:
@@ -200,6 +249,8 @@ TYPES: dict[str, ValueType] = {
     "RANGE": Typed("a mapping, or pages of one: mem, mem[3], mem[0:8], A.mem; or of a file", _range),
     "NODE": Typed("a node", _node),
     "NODES": Typed("nodes with commas between them, - for none", _nodes),
+    "NODEID": Typed("a node, or the number of one that need not exist", _node_id),
+    "FLAGS": Typed("flags of the first version with commas between them, none for none", _ops_flags),
     "SIZE": Typed("a size such as 64 pages, 2 huge pages or 4MiB", _size),
     "NUMBER": Typed("a whole number", _number),
     "TIME": Typed("a time such as 10ms", _duration),

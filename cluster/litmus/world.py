@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +12,17 @@ from privmem.cluster.litmus.machine import Machine
 from privmem.cluster.litmus.values import RangeRef
 from privmem.nodeagent.host.drivers.anondax import AnonDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
-from privmem.nodeagent.host.kernel import Kernel
+from privmem.nodeagent.host.kernel import Kernel, driver_name
+from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.pagecache import MemObject, OpenFile
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.task import Task
-from privmem.scheduler.abi import PAGE_SIZE
+from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
 from privmem.scheduler.isolation.claims import Held
+from privmem.scheduler.isolation.design import Claim
 
 _NODES = "/sys/devices/system/node/"
+_GROUPS = "/sys/fs/cgroup/"
 
 
 class Stuck(Exception):
@@ -55,6 +59,7 @@ class World:
     held: dict[int, Held | None] = field(default_factory=dict)
     #: Counters at the last `mark`.
     base: dict[str, int] = field(default_factory=dict)
+    frames_base: dict[tuple[str, str], list[int | None]] = field(default_factory=dict)
     numastat_base: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @staticmethod
@@ -72,6 +77,24 @@ class World:
         self.numastat_base = self.kernel.memory.numastat.copy()
         for process in self.processes.values():
             process.mark_faults()
+        for owner, name in self.mappings:
+            self.frames_base[owner, name] = self.frames(RangeRef(name, owner))
+
+    def frames(self, ref: RangeRef) -> list[int | None]:
+        """Frame of each page of a range, or of a file's cache; None for one that is not there."""
+        memory = self.kernel.memory
+        if ref.is_file:
+            file = self.file(ref.name)
+            last = file.nr_pages if ref.last is None else ref.last
+            return [file.pages.get(index) for index in range(ref.first, last)]
+        mapped = self.mapping("", ref)
+        mm = self.process(mapped.process).task.mm
+        found: list[int | None] = []
+        for vpn in range(mapped.addr >> PAGE_SHIFT, (mapped.addr + mapped.length) >> PAGE_SHIFT):
+            vma = mm.find(vpn)
+            entry = int(memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
+            found.append(entry >> PTE_PFN_SHIFT if entry & PTE_PRESENT else None)
+        return found
 
     def counter(self, name: str) -> int:
         """A vmstat counter since the last mark."""
@@ -125,6 +148,16 @@ class World:
         last = whole.length // PAGE_SIZE if ref.last is None else ref.last
         return Mapped(owner, whole.addr + ref.first * PAGE_SIZE, max(0, last - ref.first) * PAGE_SIZE)
 
+    def claim_of(self, nid: int, values: dict[str, Any]) -> Claim:
+        """Who brings a node and with which features: as a command says, as was registered, as the machine says."""
+        kernel = self.kernel
+        held = kernel.hotplug.claims.get(nid)
+        owner = values.get("word") or (held.owner if held else driver_name(nid))
+        wish = values.get("features", kernel.boot[nid].wish)
+        if "features" not in values and held is not None and held.features:
+            return Claim(owner, held.features)
+        return Claim(owner, kernel.design.grant(wish))
+
     def path(self, text: str) -> str:
         """The path of a file where names stand for ids: /proc/A/status, .../node/nodeP/meminfo."""
         head, _, rest = text.removeprefix("/proc/").partition("/")
@@ -134,6 +167,17 @@ class World:
         head, slash, rest = below.partition("/")
         if below != text and head.removeprefix("node") in self.machine.nids:
             return f"{_NODES}node{self.machine.nids[head.removeprefix('node')]}{slash}{rest}"
+        return self._group_path(text) if text.startswith(_GROUPS) else text
+
+    def _group_path(self, text: str) -> str:
+        """A file of a cgroup below others, or below a controller's folder of version 1."""
+        *folders, file = text.removeprefix(_GROUPS).split("/")
+        groups = self.kernel.cgroups
+        if self.kernel.cgroup_tree.legacy and folders and folders[0] in ("cpuset", "memory"):
+            del folders[0]
+        parents = ["", *folders]
+        if all(g in groups and groups[g].parent == above for above, g in zip(parents, folders, strict=False)):
+            return _GROUPS + "/".join([*folders[-1:], file])
         return text
 
     def node_name(self, nid: int) -> str:

@@ -78,9 +78,19 @@ class Hotplug:
             return error
         held = self.claims.get(nid)
         error = design.reclaim_error(held, bool(memory.nodes[nid].managed_pages), claim)
-        if not error and held is None:
+        if not error and (held is None or (held.owner == claim.owner and not held.features)):
             self.claims[nid] = claim
         return error
+
+    def take_claim(self, nid: int, claim: Claim | None) -> None:
+        """What a register, set_ops or unregister call of a driver left: the claim as it is now, or none."""
+        if nid not in self.memory.nodes or self.claims.get(nid) == claim:
+            return
+        if claim is None:
+            del self.claims[nid]
+        else:
+            self.claims[nid] = claim
+        self._retake(nid, self.memory.topology.node(nid).zone)
 
     def claim_at_boot(self, nid: int, features: Feature) -> None:
         """`private_node=`: memory that firmware reported belongs to nobody's driver, and is private from now on."""

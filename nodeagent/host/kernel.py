@@ -20,6 +20,7 @@ from privmem.nodeagent.host import (
     memcg,
     numa_balancing,
     oom,
+    pagetables,
     policy_calls,
     proc_files,
     syscalls,
@@ -340,6 +341,7 @@ class Kernel:
             "Inactive(anon)": inactive_anon,
             "Active(file)": active_file,
             "Inactive(file)": inactive_file,
+            "PageTables": pagetables.on_node(self.memory, nid),
             "AnonHugePages": thp.anon_huge_pages_of(self.memory, nid),
         }
         return {name: kilobytes(value) for name, value in pages.items()}

@@ -32,6 +32,7 @@ def add_files(kernel: Kernel) -> None:
     add("/proc/kcore", own.kcore)
     add("/proc/meminfo", own.meminfo)
     add(r"/sys/devices/system/node/node(\d+)/vmstat", own.node_vmstat)
+    add(r"/sys/fs/cgroup/(?:(\w+)/)?cgroup\.procs", own.members, own.attach)
     add(r"/proc/(\d+)/(status|numa_maps|cgroup)", own.of_process)
 
 
@@ -100,6 +101,22 @@ class ProcFiles:
         return "\n".join([*(f"{name} {count}" for name, count in counts.items()), served])
 
     # -- processes
+
+    def members(self, cgroup: str | None) -> str | int:
+        """Pids of a cgroup, a line each."""
+        if (cgroup or "") not in self.kernel.cgroups:
+            return -errno.ENOENT
+        return "\n".join(str(task.pid) for task in self.kernel.tasks_of(cgroup or ""))
+
+    def attach(self, cgroup: str | None, text: str) -> int:
+        """Move a process by its pid."""
+        pid = int(text) if text.isascii() and text.isdecimal() else -1
+        if (cgroup or "") not in self.kernel.cgroups:
+            return -errno.ENOENT
+        process = self.kernel.processes.get(pid)
+        if process is None or process.exited:
+            return -errno.EINVAL if pid < 0 else -errno.ESRCH
+        return self.kernel.attach(process, cgroup or "")
 
     def of_process(self, pid: str, name: str) -> str | int:
         """A file of a living process; the others have none."""

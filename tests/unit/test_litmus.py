@@ -284,3 +284,77 @@ def test_paths_may_have_names():
       private nodes: [P, Q]
 """
     assert outcome(text) == ("passed", [])
+
+
+def test_registered_claims_are_what_everybody_sees():
+    text = """
+  - driver: register P for np1 with RECLAIM,mempolicy
+  - driver: register P for np2 with reclaim
+    expect: EBUSY
+  - driver: register Q for np2 with fallback,reclaim
+    expect: EINVAL
+  - admin: plug P
+  - expect: {owner of P: np1, registered owner of P: np1, features of P: [reclaim, user_numa]}
+  - driver: unregister P
+    expect: EBUSY
+  - driver: dev = dax_test P
+  - driver: unbind dev
+  - expect: {owner of P: none, private nodes: none}
+"""
+    script = parse_script(f"title: t\ndesigns: [caps]\nmachine: unplugged\nsteps:{text}", "t.yaml")
+    assert run_script(script, "caps").status == "passed"
+
+
+def test_frames_of_ranges():
+    text = """
+  - B: f = mmap 4 pages shared
+  - B: touch f
+  - B: C = fork
+  - C: load f
+  - B: pin f[0:2] short
+  - expect: {pages shared by B.f and C.f: 4, "pinned pages of B.f": 2}
+  - kernel: mark
+  - B: unpin f
+  - B: move_pages f[1:3] D1 all
+  - expect: {moved pages of B.f: 2, "moved pages of B.f[2:4]": 1, pinned pages of B.f: 0}
+"""
+    assert outcome(text) == ("passed", [])
+
+
+def test_groups_by_path_and_processes_by_name():
+    text = """
+  - admin: cgroup sub in tenant
+  - admin: write /sys/fs/cgroup/tenant/sub/cpuset.mems 1
+  - A: mem = mmap 4 pages
+  - admin: write /sys/fs/cgroup/sub/cgroup.procs A
+  - admin: write /sys/fs/cgroup/sub/cgroup.procs 999
+    expect: ESRCH
+  - expect:
+      cgroup of A: sub
+      processes in sub: A
+      text of /sys/fs/cgroup/tenant/sub/cpuset.mems.effective: "1"
+      text of /sys/fs/cgroup/sub/tenant/cpuset.mems: ENOENT
+"""
+    assert outcome(text) == ("passed", [])
+
+
+def test_the_test_devices_mapping_is_bound_to_a_node():
+    text = """
+  - driver: dev = dax_test P
+  - driver: get dev bind_node
+    expect: P
+  - driver: set dev bind_node none
+  - A: mem = mmap device dev 8 pages
+    expect: ENXIO
+  - driver: set dev contig range 0 4
+    expect: ENXIO
+  - driver: set dev bind_node Q
+  - A: mem = mmap device dev 8 pages
+  - A: touch mem
+  - expect: {pages of mem: {Q: 8}}
+  - admin: unplug Q
+    expect: {any of: [ok, EBUSY]}
+  - driver: set dev bind_node 9
+    expect: EINVAL
+"""
+    assert outcome(text) == ("passed", [])

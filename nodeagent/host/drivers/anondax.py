@@ -41,6 +41,12 @@ class AnonDax:
         memory = self.kernel.memory
         return syscalls.mmap_object(memory, task, start, nr_pages, opened, private=False, index=index)
 
+    def revive(self) -> int:
+        """The driver is bound again: its node's memory comes back with the claim that the machine has for it."""
+        error = self.kernel.plug(self.nid) if not self.kernel.hotplug.ranges[self.nid] else 0
+        self.killed = self.killed and error < 0
+        return error
+
     def kill(self) -> int:
         """The driver is unbound: no further open; its node's memory is removed if nothing is there."""
         self.killed = True

@@ -51,7 +51,7 @@ class ContigControl:
             return -errno.EINVAL
         if values[-1] > self.device.nr_pages or sum(values) > self.device.nr_pages:
             return -errno.ERANGE
-        if self.device.read("state") != hotplug.ONLINE:
+        if self.device.bound < 0 or self.device.read("state") != hotplug.ONLINE:
             return -errno.ENXIO
         if verb == "range":
             return self._range(*values)

@@ -1,8 +1,9 @@
 """The test provider of the series: a device whose memory becomes a node, private or ordinary.
 
 Models the attributes of the `dax_test` and kmem test drivers of the later versions (caps, features): `state`,
-`memory_features`, `adistance`, `contig` (contig_control.py); and their anonymous mapping, a private mapping of the
-device file whose pages come from the device's node alone. Attribute writes return 0 or a negative errno.
+`memory_features`, `adistance`, `bind_node`, `contig` (contig_control.py); and their anonymous mapping, a private
+mapping of the device file whose pages come from the bound node alone, which is the device's own at first. Attribute
+writes return 0 or a negative errno.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from privmem.nodeagent.host import hotplug, syscalls
 from privmem.nodeagent.host.drivers.contig_control import ContigControl
 from privmem.nodeagent.host.task import Task
+from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Feature
 from privmem.scheduler.isolation import Service
 from privmem.scheduler.isolation.design import Claim
@@ -45,6 +47,8 @@ class DaxTest:
         self.features: Feature | None = None
         self.adistance = ADISTANCE_DAX
         self.contig = ContigControl(self)
+        #: Node that its anonymous mapping takes pages from; -1 for none.
+        self.bound = nid
 
     # -- attributes
 
@@ -54,6 +58,7 @@ class DaxTest:
             "state": self._write_state,
             "memory_features": self._write_features,
             "contig": self.contig.write,
+            "bind_node": self._write_bound,
         }
         if self.features is not None:
             writers["adistance"] = self._write_adistance
@@ -67,6 +72,8 @@ class DaxTest:
             return self._state()
         if attribute == "memory_features":
             return ALL if self.features is None else format_features(self.features)
+        if attribute == "bind_node":
+            return str(self.bound) if self.bound >= 0 else "none"
         if attribute == "contig":
             return str(self.contig.nid) if self.contig.nid >= 0 else "none"
         if attribute == "adistance" and self.features is not None:
@@ -98,6 +105,14 @@ class DaxTest:
         if not text.isascii() or not text.isdecimal() or int(text) <= 0:
             return -errno.EINVAL
         self.adistance = int(text)
+        return 0
+
+    def _write_bound(self, text: str) -> int:
+        """A node with memory, or none."""
+        nid = -1 if text in ("none", "-1") else int(text) if text.isascii() and text.isdecimal() else -2
+        if nid == -2 or (nid >= 0 and not nodemask.has(self.kernel.memory.topology.memory, nid)):
+            return -errno.EINVAL
+        self.bound = nid
         return 0
 
     def _write_state(self, text: str) -> int:
@@ -136,20 +151,20 @@ class DaxTest:
     def mmap(self, task: Task, start: int, nr_pages: int, shared: bool = False) -> int:
         """Map the device file: private anonymous memory whose pages come from the device's node alone.
 
-        -ENXIO while the node is not online, -EINVAL for MAP_SHARED. Without RECLAIM the mapping never uses huge
-        pages.
+        -ENXIO while the node that it is bound to has no memory, or it is bound to none; -EINVAL for MAP_SHARED.
+        Without RECLAIM the mapping never uses huge pages.
         """
         if shared:
             return -errno.EINVAL
         memory = self.kernel.memory
-        if self._state() != hotplug.ONLINE:
+        if self.bound < 0 or not nodemask.has(memory.topology.memory, self.bound):
             return -errno.ENXIO
         error = syscalls.mmap_anon(memory, task, start, nr_pages)
         if error:
             return error
-        huge = memory.resolver.allows(Service.RECLAIM, self.nid)
+        huge = memory.resolver.allows(Service.RECLAIM, self.bound)
         parts = [
-            replace(part, device_nid=self.nid, no_huge=not huge)
+            replace(part, device_nid=self.bound, no_huge=not huge)
             for part in task.mm.in_range(start, start + nr_pages)
         ]
         task.mm.replace_range(start, start + nr_pages, parts)
