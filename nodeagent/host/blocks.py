@@ -68,7 +68,7 @@ def _from_zones(memory: Memory, ctx: AllocContext, order: int, mark: str) -> int
     """`get_page_from_freelist` with `__zone_watermark_ok`: the block must leave the mark, and exist."""
     for nid in ctx.zones:
         node = memory.nodes[nid]
-        if node.spec.stores and node.store_room_pages < 1 << order:
+        if node.no_alloc_owner or (node.spec.stores and node.store_room_pages < 1 << order):
             continue
         if node.free_pages - (1 << order) + 1 > getattr(node.wmark, mark):
             pfn = alloc_from(node, order)

@@ -12,7 +12,6 @@ import errno
 import numpy as np
 
 from privmem.nodeagent.host import (
-    cram,
     huge_split,
     hugetlb_map,
     mlocked,
@@ -23,6 +22,7 @@ from privmem.nodeagent.host import (
 )
 from privmem.nodeagent.host.accessed import mark_accessed
 from privmem.nodeagent.host.costs import FAULT_NS, WP_FAULT_NS
+from privmem.nodeagent.host.cram import fence
 from privmem.nodeagent.host.drivers.owner import device_context
 from privmem.nodeagent.host.layout import (
     PG_DIRTY,
@@ -173,7 +173,7 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
         return hugetlb_map.write_fault(memory, task, vma, vpn)
     if memory.nodes[memory.frames.nid_of(pfn)].fenced:
         own = not (vma.private and memory.is_object_page(pfn))
-        return cram.fence_fault(memory, slot, task.promotion_context(), own)
+        return fence.fence_fault(memory, slot, task.promotion_context(), own)
     if vma.kind != VMA_ANON and not vma.private:
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
         return WP_FAULT_NS

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from privmem.nodeagent.host import cram, readahead
+from privmem.nodeagent.host import readahead
+from privmem.nodeagent.host.cram import fence
 from privmem.nodeagent.host.fault import remove_mapping, unmap_range
 from privmem.nodeagent.host.filemap import fill, invalidate, read_cached, release, write_back
 from privmem.nodeagent.host.layout import PG_DIRTY, PTE_PRESENT
@@ -68,7 +69,7 @@ def _write_page(memory: Memory, task: Task, holder: MemObject, index: int) -> in
     """`ext4_da_write_begin` and `_end`. A page on a write-fenced node moves off it first."""
     pfn = holder.pages[index] if index in holder.pages else fill(memory, task, holder, index)
     if pfn >= 0 and memory.nodes[memory.frames.nid_of(pfn)].fenced:
-        pfn = cram.promote(memory, pfn, task.promotion_context())
+        pfn = fence.promote(memory, pfn, task.promotion_context())
     if pfn < 0:
         return pfn
     memory.frames.flags[pfn] |= np.uint16(PG_DIRTY)

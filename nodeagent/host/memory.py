@@ -16,6 +16,7 @@ import numpy as np
 from privmem.nodeagent.buddy import Buddy
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.block_cache import BlockCaches
+from privmem.nodeagent.host.cram.service import CramService, default_generation
 from privmem.nodeagent.host.frames import FrameTable
 from privmem.nodeagent.host.high_order import HighOrder
 from privmem.nodeagent.host.kernel_pages import KernelPages
@@ -116,6 +117,10 @@ class Node:
         self.kswapd_awake = False
         #: Its owner lets no page migrate here: no demotion comes (compressed RAM service, `migration_blocked`).
         self.migration_blocked = False
+        #: Who set the no-allocation mark of the zone: only he takes frames then; empty for nobody.
+        self.no_alloc_owner = ""
+        #: Frames that its compressed RAM service keeps from everybody: no part of what is managed.
+        self.balloon_pages = 0
         #: Latency of a read, a write as the device reported it last.
         self.device_ns = [spec.read_ns, spec.write_ns]
         self.link = Link(spec.link_ns, spec.link_bandwidth)
@@ -138,6 +143,11 @@ class Node:
     @property
     def write_ns(self) -> int:
         return self.device_ns[1] + self.link.added_ns[1]
+
+    @property
+    def usable_pages(self) -> int:
+        """`MemTotal` of the node: what is managed, without the balloon."""
+        return self.managed_pages - self.balloon_pages
 
     @property
     def free_pages(self) -> int:
@@ -165,10 +175,10 @@ class Memory:
         self.page_table = PageTable()
         self.page_cache = PageCache(knobs.readahead_pages)
         self.lru_batches = LruBatches()
-        #: Slots of mlocked VMAs.
         self.locked_slots = LockedSlots()
         self.swap = SwapArea()
         self.memcg = MemcgTree(self.frames.nr_frames)
+        self.cram = CramService(default_generation(self.resolver.design.label))
         #: Huge mappings, pools, contiguous ranges, pins, poison.
         self.high_order = HighOrder()
         self.vmstat = Vmstat()
@@ -234,11 +244,15 @@ class Memory:
 
     def setup_tiers(self) -> None:
         """`establish_demotion_targets`, for the switch as it is now."""
-        terminal = nodemask.of(nid for nid, node in self.nodes.items() if node.spec.compressed)
+        terminal = nodemask.of(nid for nid in self.nodes if self.is_cram(nid))
         table = self.resolver.tiers(self.demotion_enabled, terminal)
         self.demotion_targets = {nid: self.resolver.demotion_targets(table, nid) for nid in self.nodes}
         self.demotion_preferred = {nid: len(table.targets.get(nid, ())) for nid in self.nodes}
         self.top_tier = frozenset(nodemask.nodes(table.toptier))
+
+    def is_cram(self, nid: int) -> bool:
+        """Whether a node is compressed RAM, by its device or because it is registered with the service."""
+        return self.nodes[nid].spec.compressed or self.cram.owns(nid)
 
     def next_demotion_nodes(self, nid: int) -> tuple[int, ...]:
         """`next_demotion_node` and the nodes that follow it. Where the kernel draws among equally near targets,
@@ -278,7 +292,7 @@ class Memory:
 
     def setup_watermarks(self) -> None:
         """`setup_per_zone_wmarks`: after boot and after each hotplug."""
-        managed = {nid: node.managed_pages for nid, node in self.nodes.items()}
+        managed = {nid: node.usable_pages for nid, node in self.nodes.items()}
         movable = self.topology.memory & ~self.topology.normal_zone
         scale, min_free = self.knobs.watermark_scale_factor, self.knobs.min_free_kbytes
         for nid, wmark in host_watermarks(managed, movable, scale, min_free).items():
@@ -355,6 +369,7 @@ class Memory:
             "swap": self.swap.snapshot(),
             "memcg": self.memcg.snapshot(),
             "high_order": self.high_order.snapshot(),
+            "cram": self.cram.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
             "charge_ns": self.charge_ns,
@@ -383,6 +398,7 @@ class Memory:
         self.swap.restore(snapshot["swap"])
         self.memcg.restore(snapshot["memcg"])
         self.high_order.restore(snapshot["high_order"])
+        self.cram.restore(snapshot["cram"])
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]
         self.charge_ns = snapshot["charge_ns"]
@@ -404,6 +420,8 @@ _NODE_NUMBERS = (
     "managed_pages",
     "kswapd_awake",
     "migration_blocked",
+    "no_alloc_owner",
+    "balloon_pages",
     "credit_pages",
     "unacknowledged_pages",
     "refused_until_ns",

@@ -23,6 +23,8 @@ def room_pages(target: Node) -> int:
     """How many pages may move onto a node now: down to its min watermark, and no more than its device surely
     takes.
     """
+    if target.no_alloc_owner:
+        return 0
     room = target.free_pages - target.wmark.min_pages
     if target.spec.stores:
         room = min(room, target.store_room_pages)

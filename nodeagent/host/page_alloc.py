@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from privmem.nodeagent.host.cram import freeing
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_OBJECT, PG_UNINVITED
 from privmem.nodeagent.host.memory import (
     INTERLEAVE_HIT,
@@ -129,7 +130,7 @@ def _get_page(memory: Memory, ctx: AllocContext, mark: str) -> int:
     """
     for nid in ctx.zones:
         node = memory.nodes[nid]
-        if node.spec.stores and node.store_room_pages < 1:
+        if node.no_alloc_owner or (node.spec.stores and node.store_room_pages < 1):
             continue
         if node.free_pages > getattr(node.wmark, mark):
             return node.buddy.alloc(0)
@@ -194,6 +195,8 @@ def release_frames(memory: Memory, node: Node, pfns: np.ndarray) -> None:
     """Give frames of one node back to its buddy."""
     if node.spec.stores:
         memory.outgoing.free(node.spec.device, pfns - node.start_pfn)
+    if memory.cram.owns(node.nid):
+        pfns = freeing.freed(memory, node, pfns)
     memory.frames.flags[pfns] = 0
     if memory.memcg.active:
         memory.memcg.uncharge(pfns)

@@ -183,14 +183,14 @@ def targets_with_room(memory: Memory, node: Node, sc: ScanControl) -> list[Node]
     sc.preferred_nid = order[0] if order else -1
     for nid in order:
         target = memory.nodes[nid]
-        if target.migration_blocked:
+        if target.migration_blocked or target.no_alloc_owner:
             continue
         here = room_pages(target)
         if here + room < SWAP_CLUSTER_MAX and target.can_grow(memory.now_ns) and _short_of_frames(target):
             raise NeedsExtent(nid)
         if here:
             found.append(target)
-            room += 0 if objects and target.spec.compressed else here
+            room += 0 if objects and memory.is_cram(nid) else here
         else:
             wake_kswapd(memory, target)
         if room >= SWAP_CLUSTER_MAX:
@@ -233,7 +233,7 @@ def _demote(
         migrate_isolated(memory, here, node, target, Reason.DEMOTION, sc.preferred_nid, node.nid)
         if target.free_pages <= target.wmark.low_pages:
             wake_kswapd(memory, target)
-        if target.spec.compressed:
+        if memory.is_cram(target.nid):
             memory.vmstat.add("demote_compressed", len(here))
         if target.spec.pooled:
             memory.vmstat.add("demote_pooled", len(here))
@@ -245,6 +245,6 @@ def _demote(
 
 def _eligible(memory: Memory, pfns: np.ndarray, target: Node) -> np.ndarray:
     """Compressed RAM takes private anonymous pages only (compressed RAM service, F3: anonymous, swap-backed)."""
-    if not target.spec.compressed:
+    if not memory.is_cram(target.nid):
         return np.ones(len(pfns), dtype=bool)
     return (memory.frames.flags[pfns] & PG_OBJECT) == 0

@@ -1,0 +1,1 @@
+"""The compressed RAM service of the kernel side, in its generations."""
