@@ -8,6 +8,7 @@ from typing import Any
 
 from privmem.cluster.litmus.values import FEATURES
 from privmem.cluster.litmus.world import World, check
+from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Feature
 from privmem.scheduler.isolation import claims
 from privmem.scheduler.isolation.claims import Answer, Held, NodeFacts, Ops
@@ -54,6 +55,7 @@ def _register(world: World, _actor: str, values: Values) -> None:
     mask, bits = values.get("features", Feature.NONE), world.kernel.design.grant(_ALL_FEATURES)
     if label.startswith("caps"):
         bits |= Feature.PUBLIC if label == "caps-c" else Feature.NONE
+        check(claims.cpu_error(label, nodemask.has(world.kernel.memory.topology.with_cpus, node)))
         _answer(world, node, claims.register_caps(held, owner, mask, bits, facts))
     elif label.startswith("F"):
         refused = Answer(-errno.EINVAL, held)

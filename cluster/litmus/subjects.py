@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -267,12 +268,20 @@ def _file_text(world: World, values: dict[str, Any]) -> str | int:
     return errno.errorcode.get(-text, str(text)) if isinstance(text, int) else text
 
 
+_BY_NODE = {
+    "lru_gen": "/sys/kernel/debug/lru_gen",
+    "zoneinfo": "/proc/zoneinfo",
+    "buddyinfo": "/proc/buddyinfo",
+}
+
+
 def _nodes_in(world: World, values: dict[str, Any]) -> list[str]:
     if "kcore" in values:
         mask = proc_files.ProcFiles(world.kernel).covered()
     else:
-        lines = str(world.kernel.sysfs.read("/sys/kernel/debug/lru_gen")).split("\n")
-        mask = nodemask.of(int(line.split()[1]) for line in lines)
+        path = next(path for word, path in _BY_NODE.items() if word in values)
+        text = str(world.kernel.sysfs.read(path))
+        mask = nodemask.of(int(number) for number in re.findall(r"\bnode\s+(\d+)", text, re.IGNORECASE))
     return [world.node_name(nid) for nid in nodemask.nodes(mask)]
 
 
@@ -392,7 +401,11 @@ SUBJECTS: tuple[Subject, ...] = tuple(
             _file_text,
             "a file; paths may have names: /proc/A/status, .../node/nodeP/meminfo; `...` stands for anything",
         ),
-        ("nodes in kcore|lru_gen", _nodes_in, "whose memory /proc/kcore covers, or debugfs lru_gen lists"),
+        (
+            "nodes in kcore|lru_gen|zoneinfo|buddyinfo",
+            _nodes_in,
+            "whose memory /proc/kcore covers, or that debugfs lru_gen or a file of /proc lists",
+        ),
         (
             "numa_stat WORD of CGROUP on NODE",
             _numa_stat,

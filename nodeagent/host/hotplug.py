@@ -23,7 +23,7 @@ from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_unu
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SHIFT, PAGEBLOCK_ORDER, Feature, Reason
 from privmem.scheduler.isolation import Service
-from privmem.scheduler.isolation.claims import add_memory_error
+from privmem.scheduler.isolation.claims import add_memory_error, cpu_error
 from privmem.scheduler.isolation.design import Claim
 from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL, HostTopology
 from privmem.scheduler.zonelist import AllocRequest
@@ -74,6 +74,7 @@ class Hotplug:
             return -errno.EINVAL
         design = memory.resolver.design
         error = design.claim_error(claim.features)
+        error = error or cpu_error(design.label, nodemask.has(memory.topology.with_cpus, nid))
         if error:
             return error
         held = self.claims.get(nid)

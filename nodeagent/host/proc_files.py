@@ -1,9 +1,9 @@
 """The files of /proc that show what memory there is and who has it, and a node's own counters.
 
 Models /proc/iomem and the segments of /proc/kcore (fs/proc/kcore.c: every range of System RAM that is online),
-/proc/meminfo, nodeN/vmstat, and of a process `status` (Vm lines and Mems_allowed_list), `numa_maps` and `cgroup`,
-all of Linux 6.1, cut to what is modelled. Physical addresses are frame numbers times the page size. Left out:
-kcore's contents, notes and vmemmap segments.
+/proc/meminfo, /proc/zoneinfo, nodeN/vmstat, cgroup.procs, and of a process `status` (Vm lines and
+Mems_allowed_list), `numa_maps` and `cgroup`, all of Linux 6.1, cut to what is modelled. Physical addresses are
+frame numbers times the page size. Left out: kcore's contents, notes and vmemmap segments.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def add_files(kernel: Kernel) -> None:
     add("/proc/iomem", own.iomem)
     add("/proc/kcore", own.kcore)
     add("/proc/meminfo", own.meminfo)
+    add("/proc/zoneinfo", own.zoneinfo)
     add(r"/sys/devices/system/node/node(\d+)/vmstat", own.node_vmstat)
     add(r"/sys/fs/cgroup/(?:(\w+)/)?cgroup\.procs", own.members, own.attach)
     add(r"/proc/(\d+)/(status|numa_maps|cgroup)", own.of_process)
@@ -79,6 +80,25 @@ class ProcFiles:
         names = list(rows[0]) if rows else []
         lines = [f"{name}: {sum(row[name] for row in rows)} kB" for name in names if name != "MemUsed"]
         return "\n".join(lines)
+
+    def zoneinfo(self) -> str:
+        """Each node's zone: free pages, watermarks, and pages that the allocator manages."""
+        memory = self.kernel.memory
+        parts = []
+        for nid in nodemask.nodes(memory.topology.memory):
+            node, zone = memory.nodes[nid], memory.topology.node(nid).zone.capitalize()
+            wmark = node.wmark
+            rows = {
+                "pages free": node.free_pages,
+                "min": wmark.min_pages,
+                "low": wmark.low_pages,
+                "high": wmark.high_pages,
+                "spanned": node.spec.span_pages,
+                "managed": node.managed_pages,
+            }
+            text = "\n".join(f"  {name} {value}" for name, value in rows.items())
+            parts.append(f"Node {nid}, zone {zone}\n{text}")
+        return "\n".join(parts)
 
     def node_vmstat(self, text: str) -> str | int:
         """Pages of a node by state, and where its requests were served."""

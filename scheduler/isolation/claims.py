@@ -130,7 +130,12 @@ def add_memory_error(owner: str | None, group_known: bool) -> int:
     return -errno.EINVAL if owner is None or not group_known else 0
 
 
-# -- caps-c
+# -- caps
+
+
+def cpu_error(label: str, has_cpus: bool) -> int:
+    """caps-a: a node that owns CPUs cannot be private."""
+    return -errno.EINVAL if label == "caps-a" and has_cpus else 0
 
 
 def register_caps(

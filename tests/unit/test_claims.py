@@ -13,6 +13,7 @@ from privmem.scheduler.isolation.claims import (
     add_memory_error,
     claim_features,
     clear_ops,
+    cpu_error,
     ops_error,
     register,
     register_caps,
@@ -163,3 +164,8 @@ def test_a_feature_claim_goes_with_the_last_range():
     assert release_features(M, 1, FREE) == Answer(EBUSY, M)
     assert release_features(M, 0, ONLINE) == Answer(EBUSY, M)
     assert release_features(M, 0, FREE) == Answer(0, None)
+
+
+def test_a_node_with_cpus_is_refused_by_the_first_caps_only():
+    assert [cpu_error(label, True) for label in ("caps-a", "caps-b", "caps-c", "F1")] == [EINVAL, 0, 0, 0]
+    assert cpu_error("caps-a", False) == 0

@@ -132,3 +132,12 @@ def test_the_general_marker_by_its_names():
         Feature.PUBLIC | Feature.RECLAIM,
     ]
     assert parse_features("public,common") is None
+
+
+def test_zoneinfo_lists_the_zones_of_nodes_with_memory(kernel):
+    text = kernel.sysfs.read("/proc/zoneinfo")
+    assert [line for line in text.split("\n") if line.startswith("Node")] == [
+        "Node 0, zone Normal",
+        "Node 1, zone Movable",
+    ]
+    assert text.endswith("  pages free 256\n  min 32\n  low 36\n  high 40\n  spanned 256\n  managed 256")
