@@ -50,6 +50,10 @@ def _mems(world: World, _actor: str, values: Values) -> None:
     check(world.kernel.write_mems(values["cgroup"], values["nodes"]))
 
 
+def _move(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.attach(world.process(values["process"]), values["cgroup"]))
+
+
 def _demotion(world: World, _actor: str, values: Values) -> None:
     text = "1" if "on" in values else "0"
     check(world.kernel.sysfs.write("/sys/kernel/mm/numa/demotion_enabled", text))
@@ -85,6 +89,7 @@ VERBS = [
     ("unplug NODE", _unplug, "offline, and remove"),
     ("cgroup WORD [in CGROUP]", _cgroup, "make a cgroup"),
     ("mems CGROUP NODES", _mems, "write cpuset.mems"),
+    ("move PROCESS to CGROUP", _move, "write cgroup.procs"),
     ("demotion on|off", _demotion, "/sys/kernel/mm/numa/demotion_enabled"),
     ("drop_caches", _drop_caches, "sync, and forget clean page cache that nobody maps: pages dropped"),
     ("hugepages [NODE] NUMBER", _hugepages, "size of the huge page pool: the global file, or a node's"),

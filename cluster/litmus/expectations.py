@@ -11,7 +11,7 @@ from typing import Any
 
 from privmem.cluster.config.tree import Problem, Tree, found
 from privmem.cluster.litmus.grammar import Misread, match, nearest
-from privmem.cluster.litmus.subjects import SUBJECTS, Subject
+from privmem.cluster.litmus.subjects import STATE_FILES, SUBJECTS, Subject
 from privmem.cluster.litmus.values import TYPES, Names
 from privmem.cluster.litmus.world import World
 from privmem.nodeagent.host.vmstat import EVENTS
@@ -202,16 +202,30 @@ def find_subject(text: str, names: Names) -> tuple[Subject, dict[str, Any]]:
         except Misread as error:
             first_error = first_error or error
             continue
-        if subject.pattern.text == "vmstat WORD" and values["word"] not in EVENTS:
-            raise Misread(
-                f"found the counter {values['word']!r}; allowed: {', '.join(EVENTS)}"
-                f"{nearest(values['word'], EVENTS)}"
-            )
+        for text, what, known in (
+            ("vmstat WORD", "counter", EVENTS),
+            ("node state WORD", "file", STATE_FILES),
+        ):
+            if subject.pattern.text == text and values["word"] not in known:
+                hint = nearest(values["word"], known)
+                raise Misread(f"found the {what} {values['word']!r}; allowed: {', '.join(known)}{hint}")
         return subject, values
+    alike = [s.pattern.text for s in SUBJECTS if words and words[0] in s.pattern.elements[0].literals]
+    if first_error and len(alike) > 1 and len(words) > 1 and not _second_fits(words):
+        raise Misread(f"found {' '.join(words[:2])!r}; allowed: {'; '.join(alike)}{nearest(text, alike)}")
     if first_error:
         raise first_error
     known = [s.pattern.text for s in SUBJECTS]
     raise Misread(f"found {text!r}; allowed: {'; '.join(known)}{nearest(text, known)}")
+
+
+def _second_fits(words: Sequence[str]) -> bool:
+    """Whether some subject begins with these two words."""
+    for subject in SUBJECTS:
+        lead = subject.pattern.lead
+        if words[0] in lead[0] and (len(lead) == 1 or words[1] in lead[1]):
+            return True
+    return False
 
 
 def _check_value(subject: Subject, value: Tree, names: Names) -> None:

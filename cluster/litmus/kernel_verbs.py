@@ -48,15 +48,18 @@ def _taken(world: World, values: Values, pfn: int) -> str:
 
 
 def _alloc(world: World, _actor: str, values: Values) -> str:
-    pfn = kmem.alloc_pages_node(
-        world.kernel.memory,
-        values["node"],
-        "script",
-        this_node="thisnode" in values,
-        private="private" in values,
-        movable="movable" in values,
-    )
-    return _taken(world, values, pfn)
+    where = ""
+    for _ in range(values.get("number", 1)):
+        pfn = kmem.alloc_pages_node(
+            world.kernel.memory,
+            values["node"],
+            "script",
+            this_node="thisnode" in values,
+            private="private" in values,
+            movable="movable" in values,
+        )
+        where = _taken(world, values, pfn)
+    return where
 
 
 def _kmalloc(world: World, _actor: str, values: Values) -> str:
@@ -144,9 +147,9 @@ VERBS = [
         "the network stack takes buffers for a device, on a CPU of a node: where the last came from",
     ),
     (
-        "alloc NODE [thisnode|private|movable]...",
+        "alloc NODE [NUMBER] [thisnode|private|movable]...",
         _alloc,
-        "alloc_pages_node: where the page came from; private: with the flag, where the version has one, in "
+        "alloc_pages_node: where the (last) page came from; private: with the flag, where the version has one, in "
         "anybody's hands; only movable pages come from movable zones. An owner's call is `driver: alloc`",
     ),
     ("memory_failure RANGE", _memory_failure, "a hardware error in the first page: who was told"),

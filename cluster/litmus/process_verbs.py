@@ -136,7 +136,7 @@ def _query_pages(world: World, actor: str, values: Values) -> str:
 
 def _migrate_pages(world: World, actor: str, values: Values) -> int:
     pid = world.process(values["process"]).pid if "process" in values else 0
-    return world.process(actor).migrate_pages(values["from"], values["to"], pid)
+    return world.process(actor).migrate_pages(values["from"], values["target"], pid)
 
 
 def _drop_root(world: World, actor: str, _values: Values) -> None:
@@ -201,19 +201,19 @@ VERBS = [
     ("get_mempolicy [RANGE]", _get_mempolicy, "get_mempolicy(2) of the task, or at an address: `bind P`"),
     ("mems_allowed", _mems_allowed, "get_mempolicy(2) with MPOL_F_MEMS_ALLOWED: `D0,D1`"),
     (
-        "move_pages RANGE NODE [all]",
+        "move_pages RANGE [to] NODE [all]",
         _move_pages,
         "move_pages(2) to one node, also of another's B.mem; all: MOVE_ALL: status of each page, `P*4 ENOENT`",
     ),
     ("query_pages RANGE", _query_pages, "move_pages(2) without nodes: where each page is"),
     (
-        "migrate_pages FROM:NODES TO:NODES [of PROCESS]",
+        "migrate_pages FROM:NODES [to] TARGET:NODES [of PROCESS]",
         _migrate_pages,
         "migrate_pages(2) of itself, or of another process: pages that stayed",
     ),
     ("drop root", _drop_root, "the process loses CAP_SYS_NICE and CAP_SYS_PTRACE (it begins as root)"),
     ("madvise RANGE ADVICE", _madvise, "madvise(2): dontneed, pageout, cold, free, collapse, ..."),
-    ("pin RANGE [read] [short]", _pin, "a device pins pages, long-term unless short: how many"),
+    ("pin RANGE [read|short|longterm]...", _pin, "a device pins pages, long-term unless short: how many"),
     ("unpin RANGE", _unpin, "undo the pins"),
     ("fork", _fork, "`B = fork`: a child, which has the same mappings under the same names"),
     ("exit", _exit, "the process ends"),

@@ -353,6 +353,20 @@ def _hugepages(world: World, values: dict[str, Any]) -> int:
     return 0 if isinstance(text, int) else int(text)
 
 
+#: Mask files of /sys/devices/system/node in any version of the series.
+STATE_FILES = (
+    "possible",
+    "online",
+    "has_cpu",
+    "has_normal_memory",
+    "has_memory",
+    "has_private_memory",
+    "has_fallback_memory",
+    "has_public_memory",
+    "has_user_memory",
+    "has_common_memory",
+)
+
 SUBJECTS: tuple[Subject, ...] = tuple(
     Subject(pattern(text), look, doc)
     for text, look, doc in (
@@ -380,7 +394,8 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         (
             "node state WORD",
             _node_state,
-            "nodes of has_memory, has_private_memory, ...; `absent` if there is no such file",
+            "nodes of possible, online, has_cpu, has_memory, has_private_memory, has_fallback_memory, "
+            "has_public_memory, has_user_memory, has_common_memory; `absent` where the version has no such file",
         ),
         ("state of NODE", _state, "online, offline or unplugged"),
         ("free pages of NODE", _free_pages, "free pages of the node"),

@@ -358,3 +358,33 @@ def test_the_test_devices_mapping_is_bound_to_a_node():
     expect: EINVAL
 """
     assert outcome(text) == ("passed", [])
+
+
+def test_words_that_people_add():
+    text = """
+  - A: mem = mmap 4 pages
+  - admin: move A to tenant
+  - A: touch mem
+  - A: move_pages mem to D1
+    expect: D1*4
+  - A: migrate_pages D1 to D0
+    expect: 0
+  - A: pin mem longterm
+    expect: 4
+  - kernel: alloc D1 3
+    expect: D1
+  - expect: {cgroup of A: tenant, pages of mem: {D0: 4}}
+"""
+    assert outcome(text) == ("passed", [])
+
+
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [
+        ("node state has_memry", "did you mean 'has_memory'?"),
+        ("pages in P", "found 'pages in'; allowed: pages of RANGE; pages shared by"),
+        ("pages of nothing", "allowed: a mapping or file"),
+    ],
+)
+def test_subjects_that_do_not_exist(subject, message):
+    assert message in refusal(f"title: t\nsteps:\n  - expect: {{{subject}: 3}}\n")[0]
