@@ -194,19 +194,22 @@ def find_subject(text: str, names: Names) -> tuple[Subject, dict[str, Any]]:
     """The subject that a text means, and its values. Raises Misread."""
     words: Sequence[str] = shlex.split(text)
     first_error: Misread | None = None
+    most = 0
     for subject in SUBJECTS:
         if not words or words[0] not in subject.pattern.elements[0].literals:
             continue
         try:
             values = match(subject.pattern, words, TYPES, names)
         except Misread as error:
-            first_error = first_error or error
+            fits = sum(word in each for word, each in zip(words, subject.pattern.lead, strict=False))
+            if fits > most:
+                first_error, most = error, fits
             continue
-        for text, what, known in (
+        for chosen, what, known in (
             ("vmstat WORD", "counter", EVENTS),
             ("node state WORD", "file", STATE_FILES),
         ):
-            if subject.pattern.text == text and values["word"] not in known:
+            if subject.pattern.text == chosen and values["word"] not in known:
                 hint = nearest(values["word"], known)
                 raise Misread(f"found the {what} {values['word']!r}; allowed: {', '.join(known)}{hint}")
         return subject, values
@@ -215,8 +218,8 @@ def find_subject(text: str, names: Names) -> tuple[Subject, dict[str, Any]]:
         raise Misread(f"found {' '.join(words[:2])!r}; allowed: {'; '.join(alike)}{nearest(text, alike)}")
     if first_error:
         raise first_error
-    known = [s.pattern.text for s in SUBJECTS]
-    raise Misread(f"found {text!r}; allowed: {'; '.join(known)}{nearest(text, known)}")
+    texts = [s.pattern.text for s in SUBJECTS]
+    raise Misread(f"found {text!r}; allowed: {'; '.join(texts)}{nearest(text, texts)}")
 
 
 def _second_fits(words: Sequence[str]) -> bool:

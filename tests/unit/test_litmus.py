@@ -384,6 +384,7 @@ def test_words_that_people_add():
         ("node state has_memry", "did you mean 'has_memory'?"),
         ("pages in P", "found 'pages in'; allowed: pages of RANGE; pages shared by"),
         ("pages of nothing", "allowed: a mapping or file"),
+        ("pages shared by myfile", "found nothing; allowed: and"),
     ],
 )
 def test_subjects_that_do_not_exist(subject, message):
