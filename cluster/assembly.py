@@ -294,6 +294,7 @@ class _Assembly:
             "stores": self._stores(device),
             "scheduler": SCHEDULER_NAME,
             "sample_every": self.config.results.sample_every,
+            "keep_bytes": isinstance(device, CompressedRam) and device.keep_bytes,
             **self._plugin(device),
         }
 

@@ -34,7 +34,7 @@ from privmem.scheduler.abi import PAGE_SIZE
 
 #: Highest level of each codec: LZ4HC_CLEVEL_MAX of lz4, and zstd's without its "ultra" memory needs is 19,
 #: with 22.
-_LEVEL_MAX = {"lz4": 12, "zstd": 22}
+_LEVEL_MAX = {"lz4": 12, "none": 0, "zstd": 22}
 
 
 def check_config(config: Config) -> list[Mistake]:
@@ -139,8 +139,9 @@ def _compression(device: CompressedRam, place: Path) -> Iterator[Mistake]:
         text = wrong(perceived, f"at least the capacity, {capacity}")
         yield Mistake((*place, "perceived"), text, ((*place, "perceived"), (*place, "capacity")))
     level_max = _LEVEL_MAX[device.codec]
-    if device.level is not None and device.level > level_max:
-        text = wrong(str(device.level), f"a whole number from 1 to {level_max} with {device.codec}")
+    if device.level is not None and (device.level > level_max or not level_max * device.level):
+        allowed = f"a whole number from 1 to {level_max}, or below 0," if level_max else "no level"
+        text = wrong(str(device.level), f"{allowed} with {device.codec}")
         yield Mistake((*place, "level"), text, ((*place, "level"), (*place, "codec")))
     for key, size_bytes in (("granule", device.granule_bytes), ("block", device.block_bytes)):
         if size_bytes & (size_bytes - 1):

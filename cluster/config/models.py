@@ -131,13 +131,14 @@ class CompressedRam(_Device):
     perceived_bytes: Annotated[int, _Capacity] = Field(
         description="Memory that the hosts see; a multiple of the 4 KiB page, at least the capacity."
     )
-    codec: Annotated[str, OneOf("codec", ("lz4", "zstd"))] = Field(
-        default="lz4", description="Compression codec."
+    codec: Annotated[str, OneOf("codec", ("lz4", "none", "zstd"))] = Field(
+        default="lz4",
+        description="Compression codec; `none` saves on same-filled pages only.",
     )
-    level: Annotated[int, Whole(1, 22)] | None = Field(
+    level: Annotated[int, Whole(-65537, 22)] | None = Field(
         default=None,
-        description="Level of the codec, up to 12 with lz4 and 22 with zstd; when left out, the codec's "
-        "fast one.",
+        description="Level of the codec, up to 12 with lz4 (LZ4 HC from 3 on) and 22 with zstd; below 0 it "
+        "accelerates, 0 is none. When left out, the codec's fast one. Linux's zram has lz4 at 1, zstd at 3.",
     )
     granule_bytes: Annotated[int, size(16, PAGE_SIZE)] = Field(
         default=64,
@@ -148,6 +149,13 @@ class CompressedRam(_Device):
         default=PAGE_SIZE,
         description="What is compressed on its own; a power of two, at least the granule. The default is a "
         "page.",
+    )
+    keep_bytes: bool = Field(
+        default=False,
+        alias="keep_bytes",
+        description="Whether the device keeps the bytes of recorded and generated pages too, and checks them "
+        "when it gives them back; literal pages are kept always. Costs memory and time of the machine that "
+        "runs this, and changes no figure.",
     )
     decompress_latency_ns: Annotated[int, time(0, _S_NS)] | None = Field(
         default=None, description="What (de)compression adds to an access; when left out, that of the codec."
