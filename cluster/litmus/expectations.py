@@ -206,12 +206,13 @@ def find_subject(text: str, names: Names) -> tuple[Subject, dict[str, Any]]:
                 first_error, most = error, fits
             continue
         for chosen, what, known in (
-            ("vmstat WORD", "counter", EVENTS),
+            ("vmstat WORD [+ MORE:WORD]", "counter", EVENTS),
             ("node state WORD", "file", STATE_FILES),
         ):
-            if subject.pattern.text == chosen and values["word"] not in known:
-                hint = nearest(values["word"], known)
-                raise Misread(f"found the {what} {values['word']!r}; allowed: {', '.join(known)}{hint}")
+            wrong = [values[name] for name in ("word", "more") if values.get(name, known[0]) not in known]
+            if subject.pattern.text == chosen and wrong:
+                hint = nearest(wrong[0], known)
+                raise Misread(f"found the {what} {wrong[0]!r}; allowed: {', '.join(known)}{hint}")
         return subject, values
     alike = [s.pattern.text for s in SUBJECTS if words and words[0] in s.pattern.elements[0].literals]
     if first_error and len(alike) > 1 and len(words) > 1 and not _second_fits(words):

@@ -174,7 +174,8 @@ def _faults(world: World, values: dict[str, Any]) -> int:
 
 
 def _vmstat(world: World, values: dict[str, Any]) -> int:
-    return world.counter(values["word"])
+    more = values.get("more")
+    return world.counter(values["word"]) + (world.counter(more) if more else 0)
 
 
 def _node_state(world: World, values: dict[str, Any]) -> list[str] | str:
@@ -390,7 +391,11 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("unevictable pages of NODE", _unevictable, "mlocked pages"),
         ("no page of RANGE on", _no_page, "the value is a node, or a list of nodes"),
         ("soft|hard faults of PROCESS", _faults, "since the last mark"),
-        ("vmstat WORD", _vmstat, "a counter of /proc/vmstat, since the last mark"),
+        (
+            "vmstat WORD [+ MORE:WORD]",
+            _vmstat,
+            "a counter of /proc/vmstat, or two together, since the last mark",
+        ),
         (
             "node state WORD",
             _node_state,
