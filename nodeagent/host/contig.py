@@ -32,11 +32,19 @@ from privmem.scheduler.zonelist import AllocRequest
 _TRIES = 5
 
 
-def alloc_contig_range(memory: Memory, first: int, nr_pages: int, owner: str, private: bool = False) -> int:
+def alloc_contig_range(
+    memory: Memory,
+    first: int,
+    nr_pages: int,
+    owner: str,
+    private: bool = False,
+    displaced: AllocContext | None = None,
+) -> int:
     """Frames [first, first + nr_pages) for `owner`: 0, -EINVAL where there is no memory or the design keeps such
     requests out, -EPERM for residents of a private node that must stay, -EBUSY, or -ENOMEM.
 
-    `private`: it is the node's owner who asks. May raise NeedsExtent, with all as before.
+    `private`: it is the node's owner who asks; `displaced`: how residents get their new frames. May raise
+    NeedsExtent, with all as before.
     """
     node = _node_of(memory, first, nr_pages)
     if node is None:
@@ -44,7 +52,7 @@ def alloc_contig_range(memory: Memory, first: int, nr_pages: int, owner: str, pr
     context = _context(memory, AllocRequest(node.nid, None, Reason.CONTIG, this_node=True, private=private))
     if node.nid not in context.zones:
         return -errno.EINVAL
-    return _take(memory, node, first, nr_pages, owner, context)
+    return _take(memory, node, first, nr_pages, owner, context, displaced)
 
 
 def alloc_contig_pages(
@@ -109,7 +117,15 @@ def _looks_valid(memory: Memory, node: Node, first: int, nr_pages: int) -> bool:
     return not np.any(flags & np.uint16(PG_HELD)) and _is_online(memory, node, first, nr_pages)
 
 
-def _take(memory: Memory, node: Node, first: int, nr_pages: int, owner: str, context: AllocContext) -> int:
+def _take(
+    memory: Memory,
+    node: Node,
+    first: int,
+    nr_pages: int,
+    owner: str,
+    context: AllocContext,
+    displaced: AllocContext | None = None,
+) -> int:
     frames = memory.frames
     resident = (frames.flags[first : first + nr_pages] & np.uint16(PG_ALLOCATED)) != 0
     if resident.any() and not memory.resolver.allows(Service.DISPLACE, node.nid):
@@ -120,7 +136,7 @@ def _take(memory: Memory, node: Node, first: int, nr_pages: int, owner: str, con
     taken = np.zeros(nr_pages, dtype=bool)
     error = -errno.EBUSY
     try:
-        error = _empty(memory, node, first, taken)
+        error = _empty(memory, node, first, taken, displaced)
     finally:
         if error:
             _put_back(memory, node, first, taken)
@@ -131,7 +147,7 @@ def _take(memory: Memory, node: Node, first: int, nr_pages: int, owner: str, con
     return 0
 
 
-def _empty(memory: Memory, node: Node, first: int, taken: np.ndarray) -> int:
+def _empty(memory: Memory, node: Node, first: int, taken: np.ndarray, displaced: AllocContext | None) -> int:
     """Take the free frames off the buddy, move the residents out, again until all are taken."""
     start = first - node.start_pfn
     span = slice(start, start + len(taken))
@@ -145,7 +161,7 @@ def _empty(memory: Memory, node: Node, first: int, taken: np.ndarray) -> int:
             flags = int(memory.frames.flags[pfn])
             if not flags & PG_ALLOCATED:
                 continue  # reclaim for the others freed it
-            error = _displace(memory, node, pfn) if flags & PG_LRU else -errno.EBUSY
+            error = _displace(memory, node, pfn, displaced) if flags & PG_LRU else -errno.EBUSY
             if error:
                 return error
             # Its old frame must not be the next one's new frame (`MIGRATE_ISOLATE`).
@@ -153,14 +169,17 @@ def _empty(memory: Memory, node: Node, first: int, taken: np.ndarray) -> int:
     return -errno.EBUSY
 
 
-def _displace(memory: Memory, node: Node, pfn: int) -> int:
+def _displace(memory: Memory, node: Node, pfn: int, context: AllocContext | None) -> int:
     """`alloc_migration_target`: a frame of the same node if the ordinary list has it, else of another one. A page
     that stays on its node keeps its reason.
     """
-    resolution = memory.resolver.resolve(AllocRequest(node.nid, None, Reason.CONTIG), None)
-    if not resolution.zones:
+    if context is None:
+        resolution = memory.resolver.resolve(AllocRequest(node.nid, None, Reason.CONTIG), None)
+        context = AllocContext(
+            resolution.zones, Reason.CONTIG, uninvited=resolution.uninvited, cpu_nid=node.nid
+        )
+    if not context.zones:
         return -errno.ENOMEM
-    context = AllocContext(resolution.zones, Reason.CONTIG, uninvited=resolution.uninvited, cpu_nid=node.nid)
     memory.lru_del(pfn)
     new = -errno.ENOMEM
     try:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from privmem.nodeagent.host import hugetlb, kmem
+from privmem.nodeagent.host.cram import balloon
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_LRU
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import move_to_frames
@@ -241,6 +242,7 @@ class Hotplug:
         error = hugetlb.dissolve_free_pages(memory, first, part.nr_pages)
         if error:
             return error
+        balloon.leave_range(memory, nid, first, part.nr_pages)
         flags = memory.frames.flags[pfns]
         residents = pfns[flags & PG_ALLOCATED != 0]
         if len(residents):

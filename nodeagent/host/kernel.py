@@ -29,6 +29,7 @@ from privmem.nodeagent.host import (
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.cgroups import Cgroup, Cgroups
 from privmem.nodeagent.host.cmdline import apply_command_line
+from privmem.nodeagent.host.cram import worker
 from privmem.nodeagent.host.drivers.owner import OwnerPages
 from privmem.nodeagent.host.high_order_files import add_files
 from privmem.nodeagent.host.hotplug import Hotplug, possible_mask
@@ -98,6 +99,7 @@ class Kernel:
         memcg.add_files(self)
         policy_calls.add_files(self)
         proc_files.add_files(self)
+        worker.add_files(self)
         self.owners = OwnerPages(self.memory)
         #: Stretches of memory that were advised MADV_MERGEABLE.
         self.mergeable: list[ksm.Area] = []
@@ -240,7 +242,10 @@ class Kernel:
     def _kill(self, control: oom.OomControl) -> Process | None:
         """`oom_kill_process` of whom the OOM killer chooses; a process without memory is as good as dead."""
         alive = [p for p in self.processes.values() if not p.exited and oom.task_pages(self.memory, p.task)]
-        task = oom.select_victim(self.memory, [p.task for p in alive], control)
+        return self._die([p.task for p in alive], control)
+
+    def _die(self, candidates: list[Task], control: oom.OomControl) -> Process | None:
+        task = oom.select_victim(self.memory, candidates, control)
         if task is None:
             return None
         oom.tell(self.memory, task, control)
@@ -252,6 +257,20 @@ class Kernel:
         victim.killed = True
         victim.die()
         return victim
+
+    def cram_worker(self) -> None:
+        """Let the compressed RAM service's worker come to rest."""
+        if self.memory.cram.nodes:
+            worker.run(self.memory, self._kill_on)
+
+    def _kill_on(self, nid: int) -> bool:
+        """Somebody with pages on a node dies: whoever has most points of those."""
+        here = [
+            p.task
+            for p in self.processes.values()
+            if not p.exited and oom.has_pages_on(self.memory, p.task, nid)
+        ]
+        return self._die(here, oom.OomControl()) is not None
 
     def write_memory_max(self, name: str, nr_pages: int | None) -> int:
         """Write `memory.max` of a cgroup, in pages: what is over it is reclaimed, then processes of it die."""
@@ -334,9 +353,9 @@ class Kernel:
         node = self.memory.nodes[nid]
         inactive_anon, active_anon, inactive_file, active_file = self.memory.lru_sizes(nid)
         pages = {
-            "MemTotal": node.managed_pages,
+            "MemTotal": node.usable_pages,
             "MemFree": node.free_pages,
-            "MemUsed": node.managed_pages - node.free_pages,
+            "MemUsed": node.usable_pages - node.free_pages,
             "Active(anon)": active_anon,
             "Inactive(anon)": inactive_anon,
             "Active(file)": active_file,

@@ -24,6 +24,7 @@ from privmem.nodeagent.host import (
     swap_cache,
     thp,
 )
+from privmem.nodeagent.host.cram import placement
 from privmem.nodeagent.host.fault import unmap_range
 from privmem.nodeagent.host.layout import (
     PG_ACTIVE,
@@ -172,7 +173,7 @@ def _cold(memory: Memory, task: Task, part: Vma) -> int:
 
 
 def _pageout(memory: Memory, task: Task, part: Vma) -> int:
-    """MADV_PAGEOUT: `reclaim_pages`, without demotion."""
+    """MADV_PAGEOUT: `reclaim_pages`, without demotion but for compressed RAM."""
     if _is_special(memory, part):
         return -errno.EINVAL
     victims = []
@@ -181,8 +182,9 @@ def _pageout(memory: Memory, task: Task, part: Vma) -> int:
             memory.lru_del(pfn)
             victims.append(pfn)
     sc = ScanControl(who="", writes_files=False, heeds_batches=True)
-    shrink_pages(memory, victims, sc)
-    memory.charge_ns += sc.cost_ns
+    stayed, cost_ns = placement.demote(memory, victims)
+    shrink_pages(memory, stayed, sc)
+    memory.charge_ns += sc.cost_ns + cost_ns
     return 0
 
 

@@ -139,7 +139,7 @@ def _should_migrate(memory: Memory, pfn: int, target: Node, knobs: NumaBalancing
     enough = target.wmark.promo_pages + max(_PLENTY_PAGES, target.managed_pages >> 4)
     if target.free_pages > enough:
         return True
-    return _is_hot(memory, pfn, knobs) and _rate_allows(memory, knobs)
+    return _is_hot(memory, pfn, knobs) and rate_allows(memory, knobs)
 
 
 def _is_hot(memory: Memory, pfn: int, knobs: NumaBalancing) -> bool:
@@ -150,7 +150,7 @@ def _is_hot(memory: Memory, pfn: int, knobs: NumaBalancing) -> bool:
     return waited_ms * _MS < knobs.hot_threshold_ns
 
 
-def _rate_allows(memory: Memory, knobs: NumaBalancing) -> bool:
+def rate_allows(memory: Memory, knobs: NumaBalancing) -> bool:
     """`numa_promotion_rate_limit`: counts a candidate; those of the running second stay under the limit."""
     memory.vmstat.add("pgpromote_candidate")
     if memory.now_ns - memory.rate_window_ns > _SECOND_NS:

@@ -16,7 +16,7 @@ from enum import IntEnum
 import numpy as np
 
 from privmem.nodeagent.host.fault import unmap_range
-from privmem.nodeagent.host.layout import PTE_PRESENT
+from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.page_alloc import AllocContext
 from privmem.nodeagent.host.program import Program
@@ -149,6 +149,17 @@ def task_pages(memory: Memory, task: Task) -> int:
         pages += int(np.count_nonzero(entries & np.uint32(PTE_PRESENT)))
         pages += len(swap_entries(entries)) if memory.swap.nr_pages else 0
     return pages
+
+
+def has_pages_on(memory: Memory, task: Task, nid: int) -> bool:
+    """Whether a task maps a page of a node."""
+    node = memory.nodes[nid]
+    for vma in task.mm.vmas:
+        entries = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
+        pfns = entries[entries & np.uint32(PTE_PRESENT) != 0] >> PTE_PFN_SHIFT
+        if np.any((pfns >= node.start_pfn) & (pfns < node.start_pfn + node.spec.span_pages)):
+            return True
+    return False
 
 
 def badness(memory: Memory, task: Task, total: int) -> int | None:

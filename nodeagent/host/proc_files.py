@@ -118,7 +118,8 @@ class ProcFiles:
             "nr_unevictable": int(np.count_nonzero(flags & np.uint16(PG_UNEVICTABLE))),
         }
         served = str(self.kernel.sysfs.read(_NUMASTAT.format(nid)))
-        return "\n".join([*(f"{name} {count}" for name, count in counts.items()), served])
+        lines = [f"{name} {count}" for name, count in counts.items()]
+        return "\n".join([*lines, served, f"nr_balloon_pages {node.balloon_pages}"])
 
     # -- processes
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
 from privmem.nodeagent.host.costs import SCAN_NS
+from privmem.nodeagent.host.cram import placement
 from privmem.nodeagent.host.layout import (
     LRU_INACTIVE_ANON,
     LRU_INACTIVE_FILE,
@@ -84,7 +85,8 @@ def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
     """
     sc = ScanControl(who)
     targets = targets_with_room(memory, node, sc)
-    anon, file = _scan_counts(memory, node, bool(targets) or memory.swap.free_pages > 0)
+    takes_anon = bool(targets) or memory.swap.free_pages > 0 or placement.can_take(memory, node.nid)
+    anon, file = _scan_counts(memory, node, takes_anon)
     if memory.story is not None:
         memory.story.part = f"{who} reclaim of node {node.nid}"
     freed = looked = 0
@@ -139,8 +141,12 @@ def take_victims(
 ) -> int:
     """`shrink_folio_list`: demote isolated pages, drop or swap out those that find no place. How many went."""
     moved, left = _demote(memory, node, victims, targets, sc)
+    offered = left.tolist()
+    stayed, cost_ns = placement.demote_reclaimed(memory, offered)
+    sc.cost_ns += cost_ns
+    moved += len(offered) - len(stayed)
     memory.vmstat.add(f"pgdemote_{sc.who}", moved)
-    freed = moved + _take_away(memory, node, left, sc)
+    freed = moved + _take_away(memory, node, np.array(stayed, dtype=np.int32), sc)
     memory.vmstat.add(f"pgsteal_{sc.who}", freed)
     return freed
 

@@ -58,6 +58,12 @@ def _move(memory: Memory, head: int, context: AllocContext) -> bool:
     if new < 0:
         memory.vmstat.add("thp_migration_split")
         return False
+    move_block(memory, head, new, Reason.USER_MOVE)
+    return True
+
+
+def move_block(memory: Memory, head: int, new: int, reason: Reason) -> None:
+    """A huge page into a block that is allocated for it; the mappings stay huge."""
     maps = memory.high_order.huge_maps
     slots = _mappings(memory, head)
     for slot in slots:
@@ -65,11 +71,10 @@ def _move(memory: Memory, head: int, context: AllocContext) -> bool:
     old = np.arange(head, head + HPAGE_PAGES, dtype=np.int32)
     for pfn in old.tolist():
         memory.lru_del(pfn)
-    move_to_frames(memory, old, np.arange(new, new + HPAGE_PAGES, dtype=np.int32), Reason.USER_MOVE)
+    move_to_frames(memory, old, np.arange(new, new + HPAGE_PAGES, dtype=np.int32), reason)
     for slot in slots:
         maps.add(slot)
     memory.vmstat.add("thp_migration_success")
-    return True
 
 
 def _mappings(memory: Memory, head: int) -> list[int]:

@@ -63,11 +63,22 @@ EVENTS = (
     "memory_failure",  # ours: hardware errors in allocated frames
     "nr_foll_pin_acquired",
     "nr_foll_pin_released",
+    "nr_balloon_pages",  # no event: what the balloons of compressed nodes hold now
+    "balloon_inflate",
+    "balloon_deflate",
+    "balloon_migrate",
+    "pgcontig_reclaim",  # occupants that a contiguous range of a withdrawn node sent to swap (F1's name)
+    "cram_oom",  # ours: processes killed because a balloon could not converge (F1)
+    "cram_hot_dropped",  # ours: reports of hot pages that found the ring full
     "extents_requested",
     "extents_granted",
     "extents_refused",
     "extents_released",
 )
+
+
+#: Those that say how much there is now, and are never counted from a mark.
+GAUGES = ("nr_balloon_pages",)
 
 
 class Vmstat:

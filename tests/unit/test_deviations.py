@@ -9,7 +9,7 @@ from pathlib import Path
 from kernel_box import D0, D1, HUGE, VPN, Box, P, hugetlb_mmap
 
 from privmem.nodeagent.device.compression import CompressionEngine
-from privmem.nodeagent.host import filemap, hugetlb, khugepaged, move_calls, syscalls, thp, vmstat
+from privmem.nodeagent.host import filemap, hugetlb, khugepaged, move_calls, syscalls, thp
 from privmem.scheduler.abi import MPOL_MF_MOVE
 from privmem.scheduler.messages import StorePages
 
@@ -53,8 +53,11 @@ def test_hosts_send_no_literal_bytes(rack, stream):
     assert all(len(body.literal) == 0 for body in stores)
 
 
-def test_no_balloon():
-    assert "balloon_inflate" not in vmstat.EVENTS
+def test_hosts_of_runs_have_no_balloon(rack, stream):
+    r = rack([stream(900, [(page, True) for page in range(900)])])
+    r.run()
+    assert r.memory.vmstat.count["demote_compressed"] > 0
+    assert r.memory.cram.nodes == {}
 
 
 def test_hot_reads_stay_compressed(rack, stream):

@@ -45,9 +45,11 @@ def promote(memory: Memory, pfn: int, ctx: AllocContext) -> int:
     new = alloc_page(memory, ctx)
     if new < 0:
         memory.vmstat.add("pgpromote_fence_fail")
+        memory.cram.promote_fail += 1
         return new
     memory.lru_del(pfn)
     as_array = np.array([pfn, new], dtype=np.int32)
     move_to_frames(memory, as_array[:1], as_array[1:], Reason.PROMOTION)
     memory.vmstat.add("pgpromote_fence")
+    memory.cram.promote_count += 1
     return new

@@ -1,8 +1,8 @@
 """What happens to a page of compressed RAM when its last user lets go of it.
 
-In the later generations (F1, F3) the page is overwritten with zeros before the buddy has it again, so that the
-device drops what it stored; devices that keep content themselves are told by message besides (outgoing.py).
-Frames of the balloon come back without: they were trimmed when they were taken.
+In the later generations (F1, F3) the page is overwritten with zeros before the buddy has it again, so that
+the device drops what it stored; devices that keep content themselves are told by message besides
+(outgoing.py). Frames of the balloon come back without: they were trimmed when they were taken.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What the compressed RAM service remembers: nodes, gates, balloons, ratios. State and plain rules only.
 
-Models the service of the private-node series in its generations: `v4` (pressure), `F1` (also that of the capability
-versions: gate words, ratio, balloon of free pages, hot ring), `F3` (registration by ranges, capacity, balloon of
-pageblocks). Which one runs is the isolation design's, unless an option names another that the design can carry.
-What works on a `Memory` is beside: placement.py, balloon.py, capacity.py, freeing.py, fence.py, hot_ring.py; this
-module knows none, so that `Memory` can hold it.
+Models the service of the private-node series in its generations: `v4` (pressure), `F1` (also that of the
+capability versions: gate words, ratio, balloon of free pages, hot ring), `F3` (registration by ranges,
+capacity, balloon of pageblocks). Which one runs is the isolation design's, unless an option names another
+that the design can carry. What works on a `Memory` is beside: placement.py, balloon.py, capacity.py,
+freeing.py, fence.py, hot_ring.py; this module knows none, so that `Memory` can hold it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def default_generation(design_label: str) -> Generation:
 
 
 def can_carry(design_label: str, generation: Generation) -> bool:
-    """Whether a design can carry a generation: its own, and the latest, which needs nothing but an owner's door,
-    wherever there is a private list.
+    """Whether a design can carry a generation: its own, and the latest, which needs nothing but an owner's
+    door, wherever there is a private list.
     """
     if generation == default_generation(design_label):
         return True
