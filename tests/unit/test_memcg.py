@@ -6,8 +6,8 @@ import pytest
 
 from privmem.nodeagent.host import memcg
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
-from privmem.nodeagent.host.swap import swapon
 from privmem.nodeagent.host.process import Signalled
+from privmem.nodeagent.host.swap import swapon
 from privmem.scheduler.abi import Feature, Mpol
 
 D0, P = range(2)
