@@ -223,6 +223,8 @@ def dissolve_free_page(memory: Memory, pool: HugePool, head: int) -> bool:
         return False
     heads.remove(head)
     pool.add(pool.nr, nid, -1)
+    if pool.surplus.get(nid, 0):  # since 6.14; before, a node could have more surplus pages than pages
+        pool.add(pool.surplus, nid, -1)
     _give_back(memory, pool, nid, head)
     return True
 

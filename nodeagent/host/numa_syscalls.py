@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from privmem.nodeagent.host import huge_split
+from privmem.nodeagent.host import huge_split, hugetlb_map
 from privmem.nodeagent.host.fault import handle_fault
 from privmem.nodeagent.host.filemap import vma_policy, vma_request
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT, PTE_ZERO
@@ -132,20 +132,27 @@ def mbind(
     found, queued = queue_pages(memory, task, start, end, wrong, flags, holes=policy is None)
     if found < 0:
         return found
-    _bind_range(memory, task, start, end, policy)
+    error = _bind_range(memory, task, start, end, policy)
+    if error:
+        return error
     base = _first_turn(memory, task, queued)
     contexts = [_policy_context(memory, task, vpn, base) for _, vpn in queued]
     failed = migrate(memory, [pfn for pfn, _ in queued], contexts)
     return -errno.EIO if (found or failed) and flags & MPOL_MF_STRICT else 0
 
 
-def _bind_range(memory: Memory, task: Task, start: int, end: int, policy: Mempolicy | None) -> None:
+def _bind_range(memory: Memory, task: Task, start: int, end: int, policy: Mempolicy | None) -> int:
     """`mbind_range`: VMAs that have an equal policy stay as they are, shared policies of their objects
-    included.
+    included. -EINVAL at the first huge page of a pool that would be cut; VMAs before it are done.
     """
     parts = []
+    error = 0
     for part in task.mm.in_range(start, end):
-        if not _equal(part.policy, policy):
+        if not error and not _equal(part.policy, policy):
+            if hugetlb_map.cuts_a_page(memory, task, part.start, part.end):
+                error = -errno.EINVAL
+                parts.append(part)
+                continue
             huge_split.split(memory, part.slot, part.nr_pages)
             if part.kind == VMA_OBJECT:
                 holder = memory.page_cache.of(part.object_id)
@@ -154,6 +161,7 @@ def _bind_range(memory: Memory, task: Task, start: int, end: int, policy: Mempol
             part = replace(part, policy=policy)
         parts.append(part)
     task.mm.replace_range(start, end, parts)
+    return error
 
 
 def _equal(one: Mempolicy | None, other: Mempolicy | None) -> bool:

@@ -11,6 +11,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from privmem.nodeagent.host import hugetlb_map
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import Vma
 from privmem.nodeagent.host.task import Task
@@ -43,6 +44,8 @@ def set_mempolicy_home_node(
     for part in task.mm.in_range(start, end):
         if part.policy is not None and not stopped:
             error, policy = mempolicy.with_home_node(part.policy, nid)
+            if not error and hugetlb_map.cuts_a_page(memory, task, part.start, part.end):
+                error, policy = -errno.EINVAL, part.policy
             stopped = error != 0
             part = replace(part, policy=policy)
         parts.append(part)

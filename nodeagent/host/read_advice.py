@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from privmem.nodeagent.host import huge_split
+from privmem.nodeagent.host import huge_split, hugetlb_map
 from privmem.nodeagent.host.file_io import will_need
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import Vma
@@ -25,6 +25,8 @@ def madvise_order(memory: Memory, task: Task, start: int, nr_pages: int, advice:
     """MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL: what faults read ahead from now on."""
     parts = task.mm.in_range(start, start + nr_pages)
     for part in parts:
+        if hugetlb_map.cuts_a_page(memory, task, part.start, part.end):
+            return -errno.EINVAL
         huge_split.split(memory, part.slot, part.nr_pages)
         changed = replace(part, random=advice == MADV_RANDOM, sequential=advice == MADV_SEQUENTIAL)
         task.mm.replace_range(part.start, part.end, [changed])

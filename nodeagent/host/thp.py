@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
-from privmem.nodeagent.host import mlocked
+from privmem.nodeagent.host import hugetlb_map, mlocked
 from privmem.nodeagent.host.blocks import Effort, alloc_block
 from privmem.nodeagent.host.costs import FAULT_NS, HUGE_CLEAR_NS
 from privmem.nodeagent.host.drivers.owner import device_context
@@ -177,13 +177,16 @@ def reuse(memory: Memory, slot: int) -> bool:
 def madvise(memory: Memory, task: Task, start: int, nr_pages: int, huge: bool) -> int:
     """MADV_HUGEPAGE (`huge`) and MADV_NOHUGEPAGE: later faults; what is mapped stays as it is (`hugepage_madvise`).
 
-    -ENOMEM, after all the work, when part of the range is not mapped.
+    -ENOMEM, after all the work, when part of the range is not mapped; -EINVAL at the first mapping of a huge page
+    pool, for which MADV_HUGEPAGE means nothing and whose pages cannot be cut.
     """
     parts = task.mm.in_range(start, start + nr_pages)
-    changed = [replace(part, huge=huge, no_huge=not huge) for part in parts]
-    for part in changed:
+    for part in parts:
+        pool = hugetlb_map.is_hugetlb(memory, part)
+        if pool and (huge or hugetlb_map.cuts_a_page(memory, task, part.start, part.end)):
+            return -errno.EINVAL
         split(memory, part.slot, part.nr_pages)
-    task.mm.replace_range(start, start + nr_pages, changed)
+        task.mm.replace_range(part.start, part.end, [replace(part, huge=huge, no_huge=not huge)])
     return 0 if sum(part.nr_pages for part in parts) == nr_pages else -errno.ENOMEM
 
 

@@ -328,6 +328,16 @@ def test_a_bound_fault_without_a_page_there_is_a_bus_error(box):
     assert box.touch(1) == hugetlb_map.FAULT_SIGBUS
 
 
+def test_a_free_surplus_page_that_is_dissolved_is_no_surplus_any_more(box):
+    memory = box.memory
+    hugetlb.write_nr_hugepages(memory, 1, nid=D0)
+    pool = hugetlb.pool_of(memory)
+    [(nid, [head])] = [(nid, heads) for nid, heads in pool.free.items() if heads]
+    pool.add(pool.surplus, nid, 1)
+    assert hugetlb.dissolve_free_page(memory, pool, head)
+    assert (pool.total, pool.total_surplus) == (0, 0)
+
+
 def test_shrinking_a_pool_in_use_leaves_surplus(box):
     memory = box.memory
     hugetlb.write_nr_hugepages(memory, 2, nid=D0)
