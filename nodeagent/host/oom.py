@@ -113,10 +113,18 @@ def is_eligible(memory: Memory, task: Task, control: OomControl) -> bool:
     if control.constraint is Constraint.MEMCG:
         return bool(memory.memcg.below(control.memcg)[memory.memcg.of_pid.get(task.pid, 0)])
     if control.constraint is Constraint.MEMORY_POLICY:
-        return in_domain(task, control.nodes)
+        return in_domain(task, oom_nodes(memory, control.nodes))
     if control.constraint is Constraint.CPUSET:
         return bool(task.mems_allowed & control.nodes)
     return True
+
+
+def oom_nodes(memory: Memory, nodes: int) -> int:
+    """Of the nodes that ran out, those whose users may be asked to go: a private node only where its memory counts
+    (v4: with RECLAIM and DEMOTION). When no other ran out there is nobody else to ask.
+    """
+    counted = (nid for nid in nodemask.nodes(nodes) if memory.resolver.allows(Service.OOM_MEMORY, nid))
+    return nodemask.of(counted) or nodes
 
 
 def in_domain(task: Task, nodes: int) -> bool:

@@ -103,3 +103,13 @@ def test_requests_that_go_without_kill_nobody(reason, this_node, kills):
     request = AllocRequest(D0, this_node=this_node, reason=reason)
     ctx = AllocContext((D0,), reason, request=request)
     assert oom.may_kill(ctx) is kills
+
+
+@pytest.mark.parametrize(("wish", "chosen_at"), [(OPEN, 0), (OPEN | TIERED, 1)])
+def test_v4_asks_users_of_a_private_node_only_where_it_counts(wish, chosen_at):
+    host = kernel("gfp-private", wish)
+    both, other = holding(host, 10, [D0, P]), holding(host, 50, [D1, P])
+    control = OomControl(Constraint.MEMORY_POLICY, 1 << D0 | 1 << P)
+    assert chosen(host, [both, other], control) is [both, other][chosen_at]
+    only = OomControl(Constraint.MEMORY_POLICY, 1 << P)
+    assert chosen(host, [both, other], only) is other
