@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from privmem.nodeagent.host.kernel import Kernel
     from privmem.nodeagent.host.process import Process
 
+#: `OOM_SCORE_ADJ_MAX`; the smallest is as far below zero.
+_ADJ_MAX = 1000
+
 
 def add_files(kernel: Kernel) -> None:
     """Enter them into the kernel's files."""
@@ -35,6 +38,7 @@ def add_files(kernel: Kernel) -> None:
     add(r"/sys/devices/system/node/node(\d+)/vmstat", own.node_vmstat)
     add(r"/sys/fs/cgroup/(?:(\w+)/)?cgroup\.procs", own.members, own.attach)
     add(r"/proc/(\d+)/(status|numa_maps|cgroup)", own.of_process)
+    add(r"/proc/(\d+)/oom_score_adj", own.oom_score_adj, own.set_oom_score_adj)
 
 
 class ProcFiles:
@@ -149,6 +153,22 @@ class ProcFiles:
         if name == "cgroup":
             return f"0::/{process.cgroup}"
         return self._status(process)
+
+    def oom_score_adj(self, pid: str) -> str | int:
+        """Thousandths of the memory in question that the OOM killer adds to a process's points."""
+        process = self.kernel.processes.get(int(pid))
+        return -errno.ENOENT if process is None or process.exited else str(process.task.oom_score_adj)
+
+    def set_oom_score_adj(self, pid: str, text: str) -> int:
+        """`oom_score_adj_write`, by somebody who may lower it as well."""
+        process = self.kernel.processes.get(int(pid))
+        if process is None or process.exited:
+            return -errno.ENOENT
+        number = text.removeprefix("-")
+        if not number.isascii() or not number.isdecimal() or int(number) > _ADJ_MAX:
+            return -errno.EINVAL
+        process.task.oom_score_adj = int(text)
+        return 0
 
     def _status(self, process: Process) -> str:
         mm, memory = process.task.mm, self.kernel.memory

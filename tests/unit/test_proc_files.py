@@ -141,3 +141,19 @@ def test_zoneinfo_lists_the_zones_of_nodes_with_memory(kernel):
         "Node 1, zone Movable",
     ]
     assert text.endswith("  pages free 256\n  min 32\n  low 36\n  high 40\n  spanned 256\n  managed 256")
+
+
+def test_the_oom_score_is_adjusted(kernel):
+    process, _ = bound(kernel)
+    path, files = f"/proc/{process.pid}/oom_score_adj", kernel.sysfs
+    assert files.read(path) == "0"
+    assert [files.write(path, text) for text in ("-1000", "1001", "-1001", "1.5", "")] == [0] + [
+        -errno.EINVAL
+    ] * 4
+    assert (files.read(path), process.task.oom_score_adj, process.fork().task.oom_score_adj) == (
+        "-1000",
+        -1000,
+        -1000,
+    )
+    process.exit()
+    assert (files.read(path), files.write(path, "0")) == (-errno.ENOENT, -errno.ENOENT)
