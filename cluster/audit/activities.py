@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from privmem.cluster.audit.machine import RESIDENT_PAGES, Scene
-from privmem.nodeagent.host import contig, damon, filemap, kmem, netbuf
+from privmem.nodeagent.host import contig, damon, filemap, kmem, netbuf, swap
 from privmem.nodeagent.host.process import Process, Signalled
+from privmem.nodeagent.host.wake import wake_kswapd
 from privmem.scheduler.abi import (
     MPOL_F_STATIC_NODES,
     MPOL_MF_MOVE,
@@ -27,6 +28,8 @@ from privmem.scheduler.topology import ZONE_NORMAL
 #: Pages that a user maps to try a door.
 TRIED_PAGES = 16
 HUGE_PAGES = 512
+#: Pages of the swap area of rows about reclaim, which could not take anonymous pages without one.
+SWAP_PAGES = 4096
 
 
 class NotRunnable(Exception):
@@ -125,9 +128,10 @@ def _kmalloc(scene: Scene, _notes: list[str]) -> None:
 
 def _hotplug(scene: Scene, notes: list[str]) -> None:
     """Every private node is unplugged, empty, and plugged again: what is made for it, and where."""
+    for process, _ in scene.residents.values():
+        process.exit()
+    scene.begin()
     for nid in scene.private:
-        scene.residents[nid][0].exit()
-        scene.begin()
         notes.append(f"unplug {scene.kernel.unplug(nid)} plug {scene.kernel.plug(nid, zone=ZONE_NORMAL)}")
 
 
@@ -210,15 +214,20 @@ def _rebind(scene: Scene, notes: list[str]) -> None:
 
 
 def _stale_bind(scene: Scene, notes: list[str]) -> None:
-    """A static bind to each private node; its memory goes, and another device comes under the same id."""
+    """A static bind to each private node alone; its memory goes, and another device comes under the same id."""
+    bound = []
     for nid in scene.private:
         process = scene.user()
         try:
-            process.set_mempolicy(Mpol.BIND | MPOL_F_STATIC_NODES, [nid, scene.home.nid])
+            process.set_mempolicy(Mpol.BIND | MPOL_F_STATIC_NODES, [nid])
         except OSError as failure:
             notes.append(_errno(-(failure.errno or 0)))
-        scene.residents[nid][0].exit()
-        scene.begin()
+            continue
+        bound.append((process, nid))
+    for process, _ in scene.residents.values():
+        process.exit()
+    scene.begin()
+    for process, nid in bound:
         scene.kernel.unplug(nid)
         notes.append(_errno(scene.kernel.plug(nid, owner="another device")))
         addr = scene.area(process, TRIED_PAGES)
@@ -274,17 +283,23 @@ def _cache_left_behind(scene: Scene, notes: list[str]) -> None:
 
 
 def _reclaim(scene: Scene, _notes: list[str]) -> None:
+    swap.swapon(scene.kernel.memory, SWAP_PAGES)
     for nid in scene.private:
-        scene.kernel.memory.nodes[nid].kswapd_awake = False
+        scene.moved_in(nid, RESIDENT_PAGES)
+    scene.begin()
+    for nid in scene.private:
         _press(scene, nid)
 
 
 def _press(scene: Scene, nid: int) -> None:
-    """The owner fills its node, and kswapd is called."""
+    """The owner fills its node, and wakes kswapd as every allocation does: a node may have none."""
+    memory = scene.kernel.memory
+    memory.nodes[nid].kswapd_awake = False
     for _ in range(scene.private[nid].pages):
         if scene.kernel.owners.alloc("owner", nid) < 0:
             break
-    scene.kernel.kswapd(nid, wake=True)
+    wake_kswapd(memory, memory.nodes[nid])
+    scene.kernel.kswapd(nid)
 
 
 def _owners_frames(scene: Scene) -> set[int]:
@@ -320,24 +335,26 @@ def _ksm(scene: Scene, notes: list[str]) -> None:
 
 
 def _collapse(daemon: bool) -> Callable[[Scene, list[str]], None]:
+    """A huge range of which some pages are on each private node, where a huge page is free."""
+
     def run(scene: Scene, notes: list[str]) -> None:
         _need_huge(scene)
-        for nid, node in scene.private.items():
-            if node.pages < 2 * HUGE_PAGES:
-                continue
-            process = scene.user()
-            addr = scene.map_device(process, nid, HUGE_PAGES, aligned=True)
-            process.touch(addr, HUGE_PAGES * PAGE_SIZE, write=False)
-            scene.begin()
-            if daemon:
-                continue
-            try:
-                process.madvise(addr, HUGE_PAGES * PAGE_SIZE, 25)
-            except OSError as failure:
-                notes.append(_errno(-(failure.errno or 0)))
+        areas = [
+            scene.moved_in(nid, HUGE_PAGES, aligned=True)
+            for nid, node in scene.private.items()
+            if node.pages >= 2 * HUGE_PAGES
+        ]
+        scene.begin()
         if daemon:
             scene.kernel.sysfs.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
             notes.append(f"{scene.kernel.khugepaged(1 << 20)} collapsed")
+            return
+        for process, addr in areas:
+            try:
+                process.madvise(addr, HUGE_PAGES * PAGE_SIZE, 25)
+                notes.append("ok")
+            except OSError as failure:
+                notes.append(_errno(-(failure.errno or 0)))
 
     return run
 
@@ -360,7 +377,10 @@ def _pin(scene: Scene, notes: list[str]) -> None:
 
 
 def _pageout(scene: Scene, notes: list[str]) -> None:
-    for process, addr in scene.residents.values():
+    swap.swapon(scene.kernel.memory, SWAP_PAGES)
+    areas = [scene.moved_in(nid, RESIDENT_PAGES) for nid in scene.private]
+    scene.begin()
+    for process, addr in areas:
         try:
             process.madvise(addr, RESIDENT_PAGES * PAGE_SIZE, 21)
         except OSError as failure:

@@ -13,12 +13,15 @@ from privmem.cluster.config.models import Config, class_name, seen_bytes
 from privmem.cluster.config.topology import adistance_of, backing_device
 from privmem.cluster.errors import ConfigError
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
+from privmem.nodeagent.host.drivers.owner import owner_context
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD, PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
+from privmem.nodeagent.host.migrate import move_to_frames
+from privmem.nodeagent.host.page_alloc import alloc_page
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.story import Story
-from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
+from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE, Reason
 from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL
 
 #: Pages that an application of each private node's owner has there when an activity begins.
@@ -151,6 +154,33 @@ class Scene:
         if error:
             raise OSError(-error, errno.errorcode.get(-error, ""))
         return start << PAGE_SHIFT
+
+    def moved_in(self, nid: int, nr_pages: int, aligned: bool = False) -> tuple[Process, int]:
+        """Ordinary anonymous memory of a process that the node's own driver moved onto its node: what a driver
+        does for its tenants, under every design. Unlike its device's mapping, all services may look at it.
+        """
+        process = self.user()
+        addr = self.area(process, 2 * nr_pages)
+        if aligned:
+            addr = -(-addr // (nr_pages * PAGE_SIZE)) * nr_pages * PAGE_SIZE
+        self.move_in(process, addr, min(nr_pages, 2 * RESIDENT_PAGES), nid)
+        return process, addr
+
+    def move_in(self, process: Process, addr: int, nr_pages: int, nid: int) -> None:
+        """Touch pages, and move them onto the node by its driver's own requests."""
+        process.touch(addr, nr_pages * PAGE_SIZE)
+        memory = self.kernel.memory
+        memory.lru_batches.drain_all()
+        for vpn in range(addr >> PAGE_SHIFT, (addr >> PAGE_SHIFT) + nr_pages):
+            vma = process.task.mm.find(vpn)
+            assert vma is not None
+            old = int(memory.page_table.pte[vma.slot_of(vpn)]) >> PTE_PFN_SHIFT
+            new = alloc_page(memory, owner_context(memory, nid))
+            if new < 0:
+                raise OSError(-new, errno.errorcode.get(-new, ""))
+            memory.lru_del(old)
+            frames = np.array([old], dtype=np.int32), np.array([new], dtype=np.int32)
+            move_to_frames(memory, *frames, Reason.OWNER)
 
     def user(self, cpu: int | None = None) -> Process:
         """An ordinary process."""
