@@ -45,6 +45,7 @@ class Bench:
             self.world.machine.nids,
             set(self.world.machine.files),
             cgroups=set(self.world.machine.cgroups),
+            devices=set(self.world.machine.cram),
         )
 
     @property

@@ -28,15 +28,15 @@ def _anondax(world: World, _actor: str, values: Values) -> None:
 
 def _set(world: World, _actor: str, values: Values) -> None:
     device = world.devices[values["device"]]
-    if not isinstance(device, DaxTest):
-        raise Stuck("only a dax_test device has attributes")
+    if isinstance(device, AnonDax):
+        raise Stuck("only a dax_test or cramdax device has attributes")
     text = str(world.machine.nids.get(values["text"], values["text"]))
     check(device.write(values["word"], text if values["word"] == "bind_node" else values["text"]))
 
 
 def _get(world: World, _actor: str, values: Values) -> str:
     device = world.devices[values["device"]]
-    text = device.read(values["word"]) if isinstance(device, DaxTest) else None
+    text = None if isinstance(device, AnonDax) else device.read(values["word"])
     if text is None:
         raise OSError(errno.ENOENT, "ENOENT")
     is_node = values["word"] in ("contig", "bind_node") and text.isdecimal()
@@ -46,7 +46,7 @@ def _get(world: World, _actor: str, values: Values) -> str:
 def _bind(world: World, _actor: str, values: Values) -> None:
     """The driver's probe brings the memory online, its removal takes it away."""
     device = world.devices[values["device"]]
-    if isinstance(device, DaxTest):
+    if not isinstance(device, AnonDax):
         check(device.write("state", "online" if "bind" in values else "unplugged"))
     else:
         check(device.revive() if "bind" in values else device.kill())

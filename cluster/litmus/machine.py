@@ -27,7 +27,7 @@ FILE_PAGES_MAX = 1 << 16
 GENERAL_DISTANCE = 20
 PRIVATE_DISTANCE = 30
 
-_NODE_KEYS = ("memory", "cpus", "private", "class", "zone", "adistance", "distance", "plugged")
+_NODE_KEYS = ("memory", "cpus", "private", "class", "zone", "adistance", "distance", "plugged", "cram")
 _MACHINE_KEYS = ("nodes", "files", "cgroups", "distances", "sysctl", "cgroup_version", "cmdline", "linux")
 #: Switches, sizes in pages and numbers of `sysctl`.
 _SWITCHES = ("demotion", "pagetables", "zero_page", "swap_in_ram")
@@ -51,6 +51,8 @@ class Machine:
     #: The kernel's command line, and whose rules it follows where versions of Linux differ.
     cmdline: str = ""
     linux: KernelVersion = LINUX_6_1
+    #: Nodes of compressed RAM, with the nominal ratio of their device, in thousandths.
+    cram: dict[str, int] = field(default_factory=dict)
 
     @property
     def nids(self) -> dict[str, int]:
@@ -122,13 +124,14 @@ class Reader:
         version = self._word(top.get("cgroup_version"), "machine.cgroup_version", ("1", "2"), "2")
         cmdline = str(top["cmdline"].value) if "cmdline" in top else ""
         linux = self._linux(top.get("linux"))
+        cram = self._cram(trees)
         cpus = [cpu for node in nodes.values() for cpu in node.cpus]
         if len(set(cpus)) != len(cpus) or not cpus:
             self._wrong(tree, "machine.nodes", f"CPUs {cpus}", "each CPU on one node, and at least one CPU")
         return (
             None
             if self.problems
-            else Machine(nodes, matrix, files, cgroups, sysctl, version == "1", cmdline, linux)
+            else Machine(nodes, matrix, files, cgroups, sysctl, version == "1", cmdline, linux, cram)
         )
 
     # -- parts
@@ -136,7 +139,10 @@ class Reader:
     def _node(self, tree: Tree, path: str, nid: int, distance: dict[str, int]) -> NodeBoot:
         keys = self._mapping(tree, path, _NODE_KEYS)
         private, wish = self._private(keys.get("private"), path)
-        kind = self._word(keys.get("class"), f"{path}.class", _CLASSES, "dram")
+        is_cram = "cram" in keys and keys["cram"].value is not False
+        kind = self._word(
+            keys.get("class"), f"{path}.class", _CLASSES, "compressed-ram" if is_cram else "dram"
+        )
         adistance = ADISTANCE_DAX if private and "class" not in keys else ADISTANCE_BY_CLASS[kind]
         zones = (ZONE_NORMAL, ZONE_MOVABLE)
         default_zone = ZONE_MOVABLE if private else ZONE_NORMAL
@@ -145,13 +151,29 @@ class Reader:
             nid=nid,
             pages=self._pages(keys.get("memory"), f"{path}.memory", 1024, PAGES_MAX),
             cpus=self._cpus(keys.get("cpus"), f"{path}.cpus"),
-            private=private,
+            private=private and not is_cram,
             wish=wish,
             zone=self._word(keys.get("zone"), f"{path}.zone", zones, default_zone),
             adistance=self._int(keys.get("adistance"), f"{path}.adistance", adistance),
             kind=kind,
             online=self._bool(keys.get("plugged"), f"{path}.plugged", True),
+            by_device=is_cram,
         )
+
+    def _cram(self, nodes: Mapping[str, Tree]) -> dict[str, int]:
+        """Nominal ratios of the nodes with `cram:`; true is 1.00."""
+        ratios: dict[str, int] = {}
+        for name, tree in nodes.items():
+            below = tree.value.get("cram") if isinstance(tree.value, dict) else None
+            if below is None or below.value is False:
+                continue
+            ratios[name] = (
+                1000 if below.value is True else self._int(below, f"machine.nodes.{name}.cram", 1000)
+            )
+            if ratios[name] < 1000:
+                allowed = "true, or the nominal ratio in thousandths, from 1000 on"
+                self._wrong(below, f"machine.nodes.{name}.cram", found(below), allowed)
+        return ratios
 
     def _private(self, tree: Tree | None, path: str) -> tuple[bool, Feature]:
         if tree is None or tree.value is False:
@@ -202,7 +224,8 @@ class Reader:
                     continue
                 named = given.get(a, {}).get(b) or given.get(b, {}).get(a)
                 wide = [given[n]["*"] for n in (a, b) if "*" in given.get(n, {})]
-                default = PRIVATE_DISTANCE if one.private or other.private else GENERAL_DISTANCE
+                private = one.private or other.private or one.by_device or other.by_device
+                default = PRIVATE_DISTANCE if private else GENERAL_DISTANCE
                 row.append(named or max(wide, default=default))
             rows.append(tuple(row))
         return tuple(rows)

@@ -7,6 +7,7 @@ from typing import Any
 from privmem.cluster.litmus.file_verbs import open_device
 from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Mapped, Stuck, World, check, run_lengths
+from privmem.nodeagent.host.drivers.cramdax import CramDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import (
@@ -41,6 +42,8 @@ def _mmap_device(world: World, actor: str, values: Values) -> None:
     start = process.free_address(nr)
     if isinstance(device, DaxTest):
         check(device.mmap(process.task, start, nr, "shared" in values))
+    elif isinstance(device, CramDax):
+        raise Stuck("a cramdax device has no mapping")
     else:
         opened = world.opened.get(values.get("word", "")) or open_device(device)
         check(device.mmap(process.task, opened, start, nr, values.get("first", 0), "shared" in values))

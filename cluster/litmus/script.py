@@ -133,7 +133,9 @@ class _Reader:
         designs = self._designs(top.get("designs"))
         if machine is None:
             return None
-        self.names = Names(machine.nids, set(machine.files), cgroups=set(machine.cgroups))
+        self.names = Names(
+            machine.nids, set(machine.files), cgroups=set(machine.cgroups), devices=set(machine.cram)
+        )
         processes = self._processes(top.get("processes"), machine)
         listed = self._steps(top.get("steps"), tree)
         cases = top.get("case")

@@ -9,6 +9,7 @@ from typing import Any
 from privmem.cluster.litmus import (
     admin_verbs,
     claim_verbs,
+    cram_verbs,
     driver_verbs,
     file_verbs,
     kernel_verbs,
@@ -44,7 +45,10 @@ class Call:
 
     def run(self, world: World, actor: str) -> Outcome:
         """Do it. May raise OSError, Signalled, Stuck."""
-        return self.verb.function(world, actor, self.values | {"result": self.result_name})
+        try:
+            return self.verb.function(world, actor, self.values | {"result": self.result_name})
+        finally:
+            world.settle()
 
 
 def _table(entries: Sequence[tuple[str, Function, str]]) -> tuple[Verb, ...]:
@@ -54,9 +58,9 @@ def _table(entries: Sequence[tuple[str, Function, str]]) -> tuple[Verb, ...]:
 #: Actor -> its commands; every other actor is a process.
 TABLES: dict[str, tuple[Verb, ...]] = {
     "process": _table([*mapping_verbs.VERBS, *file_verbs.VERBS, *process_verbs.VERBS]),
-    "kernel": _table(kernel_verbs.VERBS),
+    "kernel": _table([*kernel_verbs.VERBS, *cram_verbs.KERNEL_VERBS]),
     "admin": _table(admin_verbs.VERBS),
-    "driver": _table([*driver_verbs.VERBS, *claim_verbs.VERBS]),
+    "driver": _table([*driver_verbs.VERBS, *cram_verbs.DRIVER_VERBS, *claim_verbs.VERBS]),
 }
 RESERVED = ("kernel", "admin", "driver", "process")
 
@@ -126,7 +130,7 @@ def _add_names(call: Call, names: Names) -> None:
         if not call.result_name:
             raise Misread("found fork without a name; allowed: NAME = fork")
         names.processes.add(call.result_name)
-    elif verb in ("dax_test", "anondax"):
+    elif verb in ("dax_test", "anondax", "cramdax"):
         if not call.result_name:
             raise Misread(f"found {verb} without a name; allowed: NAME = {verb} NODE")
         names.devices.add(call.result_name)

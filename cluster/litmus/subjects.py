@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from privmem.cluster.litmus import cram_verbs
 from privmem.cluster.litmus.grammar import Pattern, pattern
 from privmem.cluster.litmus.process_verbs import policy_text
 from privmem.cluster.litmus.values import RangeRef
@@ -190,7 +191,7 @@ def _free_pages(world: World, values: dict[str, Any]) -> int:
 
 
 def _total_pages(world: World, values: dict[str, Any]) -> int:
-    return world.kernel.memory.nodes[values["node"]].managed_pages
+    return world.kernel.memory.nodes[values["node"]].usable_pages
 
 
 def _used_pages(world: World, values: dict[str, Any]) -> int:
@@ -404,7 +405,7 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ),
         ("state of NODE", _state, "online, offline or unplugged"),
         ("free pages of NODE", _free_pages, "free pages of the node"),
-        ("total pages of NODE", _total_pages, "managed pages of the node"),
+        ("total pages of NODE", _total_pages, "managed pages of the node: MemTotal, without a balloon"),
         ("used pages of NODE", _used_pages, "allocated pages of the node, whoever holds them"),
         ("leaks", _leaks, "node: pages that landed there uninvited; 0 for none"),
         ("policy of PROCESS", _policy, "`bind P`"),
@@ -443,5 +444,6 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("private nodes", _private, "nodes that are private now"),
         ("huge pages of PROCESS", _huge, "transparent huge pages that it maps"),
         ("total|free hugepages of NODE", _hugepages, "of the pool, 2 MiB each"),
+        *cram_verbs.SUBJECTS,
     )
 )

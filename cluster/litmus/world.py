@@ -11,12 +11,16 @@ import numpy as np
 from privmem.cluster.litmus.machine import Machine
 from privmem.cluster.litmus.values import RangeRef
 from privmem.nodeagent.host.drivers.anondax import AnonDax
+from privmem.nodeagent.host.drivers.cramdax import CramDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.nodeagent.host.kernel import Kernel, driver_name
-from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT
+from privmem.nodeagent.host.layout import PG_DIRTY, PTE_DIRTY, PTE_PFN_SHIFT, PTE_PRESENT
+from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.pagecache import MemObject, OpenFile
 from privmem.nodeagent.host.process import Process
+from privmem.nodeagent.host.swap_area import is_swap_entry
 from privmem.nodeagent.host.task import Task
+from privmem.nodeagent.host.vmstat import GAUGES
 from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
 from privmem.scheduler.isolation.claims import Held
 from privmem.scheduler.isolation.design import Claim
@@ -49,7 +53,7 @@ class World:
     processes: dict[str, Process] = field(default_factory=dict)
     #: (process, name) -> mapping.
     mappings: dict[tuple[str, str], Mapped] = field(default_factory=dict)
-    devices: dict[str, DaxTest | AnonDax] = field(default_factory=dict)
+    devices: dict[str, DaxTest | AnonDax | CramDax] = field(default_factory=dict)
     opened: dict[str, MemObject] = field(default_factory=dict)
     #: Open files that the script gave a name.
     handles: dict[str, OpenFile] = field(default_factory=dict)
@@ -60,12 +64,16 @@ class World:
     #: Counters at the last `mark`.
     base: dict[str, int] = field(default_factory=dict)
     frames_base: dict[tuple[str, str], list[int | None]] = field(default_factory=dict)
+    contents_base: dict[tuple[str, str], list[int | None]] = field(default_factory=dict)
+    #: Whether the compressed RAM service's worker comes to rest after each step.
+    cram_worker: bool = True
     numastat_base: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @staticmethod
     def boot(machine: Machine, starts: dict[str, tuple[int, str]], design: str) -> World:
         """A fresh kernel; declared processes are there from the start."""
         world = World(machine, machine.boot(design), starts)
+        world._boot_cram()
         for name in starts:
             world.process(name)
         world.mark()
@@ -79,6 +87,9 @@ class World:
             process.mark_faults()
         for owner, name in self.mappings:
             self.frames_base[owner, name] = self.frames(RangeRef(name, owner))
+            self.contents_base[owner, name] = self.contents(RangeRef(name, owner))
+        for name in [*self.kernel.files, *self.opened]:
+            self.contents_base["", name] = self.contents(RangeRef(name, is_file=True))
 
     def frames(self, ref: RangeRef) -> list[int | None]:
         """Frame of each page of a range, or of a file's cache; None for one that is not there."""
@@ -96,9 +107,48 @@ class World:
             found.append(entry >> PTE_PFN_SHIFT if entry & PTE_PRESENT else None)
         return found
 
+    def contents(self, ref: RangeRef) -> list[int | None]:
+        """Version of the content of each page, in memory or on swap; None for one that nobody has written."""
+        memory, area = self.kernel.memory, self.kernel.memory.swap
+        found: list[int | None] = []
+        if ref.is_file:
+            file = self.file(ref.name)
+            last = file.nr_pages if ref.last is None else ref.last
+            for index in range(ref.first, last):
+                pfn, slot = file.pages.get(index), file.swapped.get(index)
+                on_swap = int(area.version[slot]) if slot else None
+                found.append(version_of(memory, pfn) if pfn is not None else on_swap)
+            return found
+        mapped = self.mapping("", ref)
+        mm = self.process(mapped.process).task.mm
+        for vpn in range(mapped.addr >> PAGE_SHIFT, (mapped.addr + mapped.length) >> PAGE_SHIFT):
+            vma = mm.find(vpn)
+            entry = int(memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
+            if entry & PTE_PRESENT:
+                found.append(version_of(memory, entry >> PTE_PFN_SHIFT))
+            else:
+                found.append(int(area.version[entry >> PTE_PFN_SHIFT]) if is_swap_entry(entry) else None)
+        return found
+
     def counter(self, name: str) -> int:
-        """A vmstat counter since the last mark."""
+        """A vmstat counter since the last mark; one that says how much there is, as it is."""
+        if name in GAUGES:
+            return self.kernel.memory.vmstat.count[name]
         return self.kernel.memory.vmstat.count[name] - self.base.get(name, 0)
+
+    def _boot_cram(self) -> None:
+        """The devices of nodes with `cram:`, each under its node's name."""
+        for name, ratio in self.machine.cram.items():
+            node = self.machine.nodes[name]
+            device = CramDax(self.kernel, node.nid, ratio)
+            self.devices[name] = device
+            if node.online:
+                check(device.write("state", "online"))
+
+    def settle(self) -> None:
+        """Between two steps the compressed RAM service's worker has time enough."""
+        if self.cram_worker:
+            self.kernel.cram_worker()
 
     @property
     def first_cpu(self) -> int:
@@ -199,6 +249,16 @@ def check(result: int) -> int:
     if result < 0:
         raise OSError(-result, errno.errorcode.get(-result, str(result)))
     return result
+
+
+def version_of(memory: Memory, pfn: int) -> int:
+    """Version of what a frame holds; one that was written since somebody looked is at its next."""
+    written = bool(int(memory.frames.flags[pfn]) & PG_DIRTY)
+    slot = int(memory.frames.rmap[pfn])
+    while slot and not written:
+        written = bool(int(memory.page_table.pte[slot]) & PTE_DIRTY)
+        slot = int(memory.page_table.rmap_next[slot])
+    return int(memory.frames.version[pfn]) + int(written)
 
 
 def run_lengths(items: list[str]) -> str:

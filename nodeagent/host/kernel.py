@@ -68,6 +68,8 @@ class NodeBoot:
     kind: str = "dram"
     #: Whether its memory is there from the start; a driver brings it otherwise.
     online: bool = True
+    #: Whether a device driver of its own brings it (compressed RAM), so that it is not there at boot.
+    by_device: bool = False
     read_ns: int = 100
     write_ns: int = 100
 
@@ -261,9 +263,9 @@ class Kernel:
     def cram_worker(self) -> None:
         """Let the compressed RAM service's worker come to rest."""
         if self.memory.cram.nodes:
-            worker.run(self.memory, self._kill_on)
+            worker.run(self.memory, self.kill_on)
 
-    def _kill_on(self, nid: int) -> bool:
+    def kill_on(self, nid: int) -> bool:
         """Somebody with pages on a node dies: whoever has most points of those."""
         here = [
             p.task
@@ -381,7 +383,7 @@ def driver_name(nid: int) -> str:
 
 def _at_boot(node: NodeBoot) -> NodeTopology:
     """Before any driver has run: private memory is not there yet."""
-    there = node.online and not node.private
+    there = node.online and not node.private and not node.by_device
     pages = node.pages if there else 0
     return NodeTopology(node.nid, node.cpus, False, Feature.ALL, node.zone, node.adistance, "", pages)
 
@@ -391,7 +393,7 @@ def _backing(node: NodeBoot) -> NodeSpec:
         nid=node.nid,
         device=f"device/n{node.nid}",
         span_pages=node.pages,
-        boot_pages=node.pages if node.online and not node.private else 0,
+        boot_pages=node.pages if node.online and not node.private and not node.by_device else 0,
         read_ns=node.read_ns,
         write_ns=node.write_ns,
         stores=False,

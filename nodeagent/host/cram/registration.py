@@ -18,13 +18,17 @@ from privmem.scheduler.isolation.design import Claim
 from privmem.scheduler.tiers import ADISTANCE_DAX
 
 #: What a mask must have, and what it may have besides.
-_WANTED = {Generation.F1: Feature.RECLAIM | Feature.DEMOTION, Generation.F3: Feature.RECLAIM}
+_WANTED = {
+    Generation.V4: Feature.RECLAIM | Feature.DEMOTION | Feature.MIGRATION | Feature.NUMA_BALANCING,
+    Generation.F1: Feature.RECLAIM | Feature.DEMOTION,
+    Generation.F3: Feature.RECLAIM,
+}
 _ALLOWED = {Generation.F1: Feature.NONE, Generation.F3: Feature.COMPACTION}
 
 
 def usual_features(generation: Generation) -> Feature:
     """The mask of a compressed node when nobody says otherwise."""
-    return _WANTED.get(generation, Feature.RECLAIM)
+    return _WANTED[generation]
 
 
 def cram_register(
@@ -53,7 +57,8 @@ def cram_register(
         service.nodes[nid] = CramNode(
             nid, owner, features, list(ranges), nominal_ratio=nominal, real_ratio=nominal
         )
-        plug.adistance.setdefault(nid, ADISTANCE_DAX)
+        if not memory.nodes[nid].spec.compressed:
+            plug.adistance.setdefault(nid, ADISTANCE_DAX)
         error = plug.online(nid)
     if error:
         service.nodes.pop(nid, None)
