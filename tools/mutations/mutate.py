@@ -49,7 +49,14 @@ class Copy:
         command = [sys.executable, "-m", "privmem.cluster", "litmus", "--design", "all", "--exitfirst"]
         command.append(str(self.folder / "privmem" / "configs" / "litmus"))
         try:
-            run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+            run = subprocess.run(
+                command,
+                env=environment,
+                cwd=self.folder,  # `-m` looks there first: not at some other checkout
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+            )
         except subprocess.TimeoutExpired:
             return 1, "ran for ever"
         return run.returncode, run.stdout + run.stderr
