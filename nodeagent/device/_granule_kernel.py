@@ -60,20 +60,6 @@ def give(state, next_, firsts):
 
 
 @njit(cache=True)
-def walk(next_, first, out):
-    """The granules of a chain into `out`; returns how many there are, or -1 when they do not fit."""
-    nr = 0
-    granule = np.int64(first)
-    while granule != NIL:
-        if nr == len(out):
-            return -1
-        out[nr] = granule
-        granule = np.int64(next_[granule])
-        nr += 1
-    return nr
-
-
-@njit(cache=True)
 def count_uses(next_, first, used, uses):
     """Add 1 to `uses` (uint8) at each granule of a chain. False when the chain leaves [1, used] or meets a granule
     that has been counted before.
@@ -85,3 +71,78 @@ def count_uses(next_, first, used, uses):
         uses[granule] += 1
         granule = np.int64(next_[granule])
     return True
+
+
+@njit(cache=True)
+def scatter(next_, memory, firsts, lengths, data):
+    """Blocks of `data` (uint8, one after the other, lengths[i] for page i) into the granules of each page's chain,
+    each block from the start of a granule; what is left of a block's last granule is zeroed. False when a chain is
+    too short.
+    """
+    granule_bytes = memory.shape[1]
+    at = 0
+    for i in range(len(firsts)):
+        granule = np.int64(firsts[i])
+        for b in range(lengths.shape[1]):
+            left = lengths[i, b]
+            while left > 0:
+                if granule == NIL:
+                    return False
+                nr = min(left, granule_bytes)
+                for k in range(nr):
+                    memory[granule, k] = data[at + k]
+                for k in range(nr, granule_bytes):
+                    memory[granule, k] = 0
+                at += nr
+                left -= nr
+                granule = np.int64(next_[granule])
+    return True
+
+
+@njit(cache=True)
+def gather(next_, memory, firsts, lengths, data):
+    """The inverse of `scatter`; False when a chain is too short."""
+    granule_bytes = memory.shape[1]
+    at = 0
+    for i in range(len(firsts)):
+        granule = np.int64(firsts[i])
+        for b in range(lengths.shape[1]):
+            left = lengths[i, b]
+            while left > 0:
+                if granule == NIL:
+                    return False
+                nr = min(left, granule_bytes)
+                for k in range(nr):
+                    data[at + k] = memory[granule, k]
+                at += nr
+                left -= nr
+                granule = np.int64(next_[granule])
+    return True
+
+
+@njit(cache=True)
+def wipe(next_, memory, firsts):
+    """Zero all granules of these chains."""
+    for i in range(len(firsts)):
+        granule = np.int64(firsts[i])
+        while granule != NIL:
+            for k in range(memory.shape[1]):
+                memory[granule, k] = 0
+            granule = np.int64(next_[granule])
+
+
+@njit(cache=True)
+def walk_all(next_, firsts, out):
+    """The granules of all these chains, one after the other, into `out`; returns how many there are, or -1 when
+    they do not fit.
+    """
+    nr = 0
+    for i in range(len(firsts)):
+        granule = np.int64(firsts[i])
+        while granule != NIL:
+            if nr == len(out):
+                return -1
+            out[nr] = granule
+            granule = np.int64(next_[granule])
+            nr += 1
+    return nr

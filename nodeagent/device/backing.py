@@ -7,32 +7,30 @@ bytes of described pages are kept as well. Bytes that are read back are checked 
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import numpy as np
 
-from privmem.nodeagent.content import LITERAL, ContentTable
+from privmem.nodeagent.content import LITERAL, ZERO, ContentTable
 from privmem.nodeagent.device._granule_kernel import NIL
 from privmem.nodeagent.device.compression import CompressionEngine
 from privmem.nodeagent.device.granules import Granules
+from privmem.nodeagent.device.kept import CompressedPages, RawPages
 from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.errors import InvariantError, ProtocolError
 
 _EMPTY, _DESCRIBED, _KEPT = 0, 1, 2
 _COLUMNS = ("_source", "_index", "_version")
+#: Pages whose bytes are made or read at a time: 1 MiB, which the caches of a CPU hold.
+_CHUNK_PAGES = 256
 _COUNTS = ("stored_pages", "same_filled_pages", "incompressible_pages", "stored_bytes")
-
-#: Of a page whose bytes are kept: crc32, length of each block, and the bytes that are not in granules (the
-#: whole page of an uncompressed store, the one word of a same-filled page, else none).
-_Kept = tuple[int, list[int], bytes]
 
 
 class PageStore:
     """Pages [0, capacity_pages) of a device. The arrays below have an entry a page; they start as zero pages of
     the machine that we run on, so what is never used costs nothing.
 
-    _state    uint8    0 nothing, 1 described, 2 its bytes are kept (`_kept` knows more)
+    _state    uint8    0 nothing, 1 described, 2 its bytes are kept (kept.py)
     _source, _index, _version   uint16, uint32, uint16: the description
     _first    int64    compressed: first granule of the page's chain, NIL without
     _stored   uint16   compressed: bytes before rounding to granules
@@ -55,10 +53,11 @@ class PageStore:
         self._source = np.zeros(capacity_pages, dtype=np.uint16)
         self._index = np.zeros(capacity_pages, dtype=np.uint32)
         self._version = np.zeros(capacity_pages, dtype=np.uint16)
-        self._kept: dict[int, _Kept] = {}
         self._granules: Granules | None = None
+        self._raw = RawPages(capacity_pages)
         if engine is not None:
             self._granules = Granules(physical_bytes // engine.granule_bytes, engine.granule_bytes)
+            self._blocks = CompressedPages(capacity_pages, engine, self._granules)
             self._first = np.zeros(capacity_pages, dtype=np.int64)
             self._stored = np.zeros(capacity_pages, dtype=np.uint16)
         self.stored_pages = 0
@@ -118,7 +117,9 @@ class PageStore:
             raise InvariantError(f"{len(dpa)} pages to store, but only {self.room_pages} surely fit")
         keep = is_literal | self.keep_bytes
         if self._granules is None:
-            self._keep_raw(dpa[keep], self._bytes_of(keep, source, index, version, literal))
+            body = np.cumsum(is_literal) - 1
+            pages = self._bytes_of(source[keep], index[keep], version[keep], literal, body[keep])
+            self._raw.keep(dpa[keep], pages)
         else:
             self._compress(dpa, source, index, version, literal, keep)
         self._state[dpa] = np.where(keep, _KEPT, _DESCRIBED)
@@ -137,24 +138,20 @@ class PageStore:
 
     def _bytes_of(
         self,
-        keep: np.ndarray,
         source: np.ndarray,
         index: np.ndarray,
         version: np.ndarray,
         literal: np.ndarray,
+        body: np.ndarray,
     ) -> np.ndarray:
-        """The bytes of the rows that `keep` names, uint8[n, 4096]."""
-        is_literal = source[keep] == LITERAL
-        pages = np.empty((len(is_literal), PAGE_SIZE), dtype=np.uint8)
-        pages[is_literal] = literal
-        known = ~is_literal
-        pages[known] = self.content.pages(source[keep][known], index[keep][known], version[keep][known])
+        """The bytes of these rows, uint8[n, 4096]; those of a literal one are literal[body]."""
+        is_literal = source == LITERAL
+        if is_literal.all():
+            own = literal[int(body[0]) : int(body[-1]) + 1] if len(body) else literal[:0]
+            return own if len(own) == len(body) else literal[body]
+        pages = self.content.pages(np.where(is_literal, ZERO, source), index, version)
+        pages[is_literal] = literal[body[is_literal]]
         return pages
-
-    def _keep_raw(self, dpa: np.ndarray, pages: np.ndarray) -> None:
-        for at, page in zip(dpa.tolist(), pages, strict=True):
-            raw = page.tobytes()
-            self._kept[at] = (zlib.crc32(raw), [], raw)
 
     def _compress(
         self,
@@ -173,31 +170,21 @@ class PageStore:
         if known.any():
             measured = self.engine.measure(self.content, source[known], index[known], version[known])
             stored[known], granules[known] = measured
-        blocks: dict[int, list[bytes]] = {}
-        if keep.any():
-            pages = self._bytes_of(keep, source, index, version, literal)
-            for row, page in zip(np.flatnonzero(keep).tolist(), pages, strict=True):
-                blocks[row] = self.engine.compress(page)
-                lengths = [len(block) for block in blocks[row]]
-                stored[row], granules[row] = sum(lengths), self.engine.granules_of(lengths)
-                alone = b"" if lengths else page[:8].tobytes()
-                self._kept[int(dpa[row])] = (zlib.crc32(page.tobytes()), lengths, alone)
-        first = self._granules.take(granules)
-        for row, parts in blocks.items():
-            self._write(int(first[row]), parts)
+        first = np.full(len(dpa), NIL, dtype=np.int64)
+        first[known] = self._granules.take(granules[known])
+        kept = np.flatnonzero(keep)
+        body = np.cumsum(source == LITERAL) - 1
+        for start in range(0, len(kept), _CHUNK_PAGES):
+            at = kept[start : start + _CHUNK_PAGES]
+            pages = self._bytes_of(source[at], index[at], version[at], literal, body[at])
+            lengths, data = self.engine.compress(pages)
+            stored[at], granules[at] = lengths.sum(axis=1), self.engine.granules_of(lengths)
+            first[at] = self._granules.take(granules[at])
+            self._granules.write(first[at], lengths, data)
+            self._blocks.keep(dpa[at], pages, lengths)
         self._first[dpa], self._stored[dpa] = first, stored
         self._count_compressed(stored, 1)
         self.engine.count(stored, granules)
-
-    def _write(self, first: int, blocks: list[bytes]) -> None:
-        """Blocks into the granules of a chain, each from the start of a granule."""
-        assert self.engine is not None and self._granules is not None
-        chain = self._granules.chain(first, self.engine.granules_max)
-        at = 0
-        for block in blocks:
-            nr = self.engine.granules_of([len(block)])
-            self._granules.write(chain[at : at + nr], block)
-            at += nr
 
     def _count_compressed(self, stored: np.ndarray, sign: int) -> None:
         self.same_filled_pages += sign * int((stored == 0).sum())
@@ -208,11 +195,11 @@ class PageStore:
         """Forget pages, and zero what was behind them. Raises ProtocolError for one that holds nothing."""
         if not self.holds(dpa).all() or len(np.unique(dpa)) != len(dpa):
             raise ProtocolError("a page is freed in which nothing is stored")
-        for at in dpa[self._state[dpa] == _KEPT].tolist():
-            del self._kept[at]
-            if self._granules is not None:
-                self._granules.zero(self._chain(at))
-        if self._granules is not None:
+        kept = dpa[self._state[dpa] == _KEPT]
+        if self._granules is None:
+            self._raw.forget(kept)
+        else:
+            self._granules.wipe(self._first[kept])
             self._granules.give(self._first[dpa])
             self._count_compressed(self._stored[dpa], -1)
             self._first[dpa], self._stored[dpa] = NIL, 0
@@ -236,13 +223,16 @@ class PageStore:
         if not self.holds(dpa).all():
             raise ProtocolError("a page is loaded in which nothing is stored")
         source = self._source[dpa]
-        literal = np.zeros((int((source == LITERAL).sum()), PAGE_SIZE), dtype=np.uint8)
+        kept = np.flatnonzero(self._state[dpa] == _KEPT)
+        is_literal = source[kept] == LITERAL
+        literal = np.empty((int(is_literal.sum()), PAGE_SIZE), dtype=np.uint8)
         filled = 0
-        for at in dpa[self._state[dpa] == _KEPT].tolist():
-            page = self._read(at)
-            if int(self._source[at]) == LITERAL:
-                literal[filled] = page
-                filled += 1
+        for start in range(0, len(kept), _CHUNK_PAGES):
+            end = start + _CHUNK_PAGES
+            pages = self._read(dpa[kept[start:end]])
+            nr = int(is_literal[start:end].sum())
+            literal[filled : filled + nr] = pages if nr == len(pages) else pages[is_literal[start:end]]
+            filled += nr
         return source, self._index[dpa], self._version[dpa], literal
 
     def page_bytes(self, dpa: int) -> np.ndarray:
@@ -250,30 +240,15 @@ class PageStore:
         one = np.array([dpa])
         source, index, version, _ = self.load(one)
         if int(self._state[dpa]) == _KEPT:
-            return self._read(dpa)
+            page: np.ndarray = self._read(one)[0]
+            return page
         return self.content.pages(source, index, version)[0]
 
-    def _read(self, dpa: int) -> np.ndarray:
-        """The bytes of a kept page, checked."""
-        crc, lengths, alone = self._kept[dpa]
-        raw = alone * (PAGE_SIZE // len(alone)) if alone else self._restore(dpa, lengths)
-        if len(raw) != PAGE_SIZE or zlib.crc32(raw) != crc:
-            raise InvariantError(f"page {dpa} does not read back as it was stored")
-        return np.frombuffer(raw, dtype=np.uint8)
-
-    def _restore(self, dpa: int, lengths: list[int]) -> bytes:
-        assert self._granules is not None and self.engine is not None
-        chain = self._chain(dpa)
-        blocks, at = [], 0
-        for length in lengths:
-            nr = self.engine.granules_of([length])
-            blocks.append(self._granules.read(chain[at : at + nr], length))
-            at += nr
-        return self.engine.restore(blocks)
-
-    def _chain(self, dpa: int) -> np.ndarray:
-        assert self._granules is not None and self.engine is not None
-        return self._granules.chain(int(self._first[dpa]), self.engine.granules_max)
+    def _read(self, dpa: np.ndarray) -> np.ndarray:
+        """The bytes of kept pages, checked."""
+        if self._granules is None:
+            return self._raw.read(dpa)
+        return self._blocks.read(dpa, self._first[dpa])
 
     # -- state
 
@@ -282,13 +257,11 @@ class PageStore:
         bytes read back.
         """
         held = np.flatnonzero(self._state)
-        kept = held[self._state[held] == _KEPT].tolist()
-        if len(held) != self.stored_pages or sorted(self._kept) != kept:
-            raise InvariantError(
-                f"{self.stored_pages} pages counted, {len(held)} held, {len(kept)} with bytes"
-            )
-        for at in kept:
-            self._read(at)
+        if len(held) != self.stored_pages:
+            raise InvariantError(f"{self.stored_pages} pages counted, {len(held)} held")
+        kept = held[self._state[held] == _KEPT]
+        for start in range(0, len(kept), _CHUNK_PAGES):
+            self._read(kept[start : start + _CHUNK_PAGES])
         if self._granules is None:
             return
         stored = self._stored[held].astype(np.int64)
@@ -306,11 +279,12 @@ class PageStore:
         state: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
         state["dpa"] = held
         state["columns"] = [self._state[held], *(getattr(self, name)[held] for name in _COLUMNS)]
-        state["kept"] = [[dpa, *self._kept[dpa]] for dpa in sorted(self._kept)]
+        kept = held[self._state[held] == _KEPT]
+        state["kept"] = self._of_kept().snapshot(kept) if len(kept) else []
         if self._granules is not None and self.engine is not None:
             state["compressed"] = [self._first[held], self._stored[held]]
             state["granules"] = self._granules.snapshot()
-            state["memory"] = self._granules.rows(self._kept_granules())
+            state["memory"] = self._granules.rows(self._granules.chains(self._first[kept]))
             state["counts"] = dict(self.engine.counts)
         return state
 
@@ -321,12 +295,13 @@ class PageStore:
             self._refill(name, held, column)
         for name in _COUNTS:
             setattr(self, name, snapshot[name])
-        self._kept = {dpa: (crc, list(lengths), alone) for dpa, crc, lengths, alone in snapshot["kept"]}
+        kept = held[self._state[held] == _KEPT]
+        self._of_kept().restore(kept, snapshot["kept"])
         if self._granules is not None and self.engine is not None:
             for name, column in zip(("_first", "_stored"), snapshot["compressed"], strict=True):
                 self._refill(name, held, column)
             self._granules.restore(snapshot["granules"])
-            self._granules.refill(self._kept_granules(), snapshot["memory"])
+            self._granules.refill(self._granules.chains(self._first[kept]), snapshot["memory"])
             self.engine.counts = dict(snapshot["counts"])
 
     def _refill(self, name: str, held: np.ndarray, column: np.ndarray) -> None:
@@ -334,7 +309,5 @@ class PageStore:
         array[held] = column
         setattr(self, name, array)
 
-    def _kept_granules(self) -> np.ndarray:
-        """All granules that hold bytes, by page and in the order of each chain."""
-        chains = [self._chain(dpa) for dpa in sorted(self._kept)]
-        return np.concatenate([np.zeros(0, dtype=np.int64), *chains])
+    def _of_kept(self) -> RawPages | CompressedPages:
+        return self._raw if self._granules is None else self._blocks

@@ -27,7 +27,7 @@ class Codec(Protocol):
     def compress(self, block: Block) -> bytes:
         """Compressed form; may be longer than the block."""
 
-    def decompress(self, stored: bytes, size: int) -> bytes:
+    def decompress(self, stored: Block, size: int) -> bytes:
         """The block of `size` bytes that `compress` was given. Raises InvariantError for bytes that are none."""
 
 
@@ -40,10 +40,10 @@ class Uncompressed:
     def compress(self, block: Block) -> bytes:
         return bytes(block)
 
-    def decompress(self, stored: bytes, size: int) -> bytes:
+    def decompress(self, stored: Block, size: int) -> bytes:
         if len(stored) != size:
             raise InvariantError(f"a block of {size} bytes was kept as {len(stored)}")
-        return stored
+        return bytes(stored)
 
 
 class Lz4:
@@ -64,7 +64,7 @@ class Lz4:
             stored = lz4.block.compress(block, store_size=False)
         return stored
 
-    def decompress(self, stored: bytes, size: int) -> bytes:
+    def decompress(self, stored: Block, size: int) -> bytes:
         try:
             block: bytes = lz4.block.decompress(stored, uncompressed_size=size)
         except lz4.block.LZ4BlockError as error:
@@ -85,7 +85,7 @@ class Zstd:
     def compress(self, block: Block) -> bytes:
         return self._compressor.compress(block)
 
-    def decompress(self, stored: bytes, size: int) -> bytes:
+    def decompress(self, stored: Block, size: int) -> bytes:
         try:
             return self._decompressor.decompress(stored, max_output_size=size)
         except zstandard.ZstdError as error:

@@ -11,14 +11,17 @@ of their own.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from privmem.nodeagent.content import ContentTable, is_same_filled
-from privmem.nodeagent.device.codecs import make_codec
+from privmem.nodeagent.device.codecs import Block, make_codec
 from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.errors import InvariantError
+
+#: Source, index and version of described pages.
+Columns: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 #: Sizes in the young half of the memo; when it is full it becomes the old half, and the old one is dropped.
 MEMO_PAGES = 1 << 17
@@ -55,30 +58,45 @@ class CompressionEngine:
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
-    def compress(self, page: np.ndarray) -> list[bytes]:
-        """The blocks of a page (uint8[4096]) as they are kept; one as long as a block is raw. None at all for a
-        same-filled page.
+    def compress(self, pages: np.ndarray) -> tuple[np.ndarray, bytes]:
+        """(stored bytes of each block, int64[n, blocks of a page]; the blocks, one after the other) of pages
+        uint8[n, 4096]. A block as long as a block is raw. A same-filled page has blocks of 0 bytes.
         """
-        if is_same_filled(page.reshape(1, PAGE_SIZE))[0]:
-            return []
-        raw = page.tobytes()
-        blocks = []
-        for at in range(0, PAGE_SIZE, self.block_bytes):
-            block = raw[at : at + self.block_bytes]
-            stored = self.codec.compress(block)
-            blocks.append(stored if len(stored) < self.block_bytes else block)
-        return blocks
-
-    def restore(self, blocks: list[bytes]) -> bytes:
-        """The page that `compress` was given, unless it was same-filled."""
-        return b"".join(
-            block if len(block) == self.block_bytes else self.codec.decompress(block, self.block_bytes)
-            for block in blocks
+        size, compress = self.block_bytes, self.codec.compress
+        lengths = np.zeros((len(pages), PAGE_SIZE // size), dtype=np.int64)
+        varied = ~is_same_filled(pages)
+        raw = np.ascontiguousarray(pages).reshape(-1).data
+        blocks: list[Block] = []
+        for row in np.flatnonzero(varied).tolist():
+            for at in range(row * PAGE_SIZE, (row + 1) * PAGE_SIZE, size):
+                block = raw[at : at + size]
+                stored = compress(block)
+                blocks.append(stored if len(stored) < size else block)
+        lengths[varied] = np.array([len(block) for block in blocks], dtype=np.int64).reshape(
+            -1, lengths.shape[1]
         )
+        return lengths, b"".join(blocks)
 
-    def granules_of(self, block_lengths: list[int]) -> int:
-        """Granules that blocks of these stored lengths take."""
-        return sum(-(-length // self.granule_bytes) for length in block_lengths)
+    def restore(self, lengths: np.ndarray, data: bytes) -> np.ndarray:
+        """The pages that `compress` was given, uint8[n, 4096]; none of them may be same-filled. Raises
+        InvariantError for blocks that are none.
+        """
+        size, decompress = self.block_bytes, self.codec.decompress
+        blocks: list[Block] = []
+        view, at = memoryview(data), 0
+        for length in lengths.reshape(-1).tolist():
+            stored = view[at : at + length]
+            blocks.append(stored if length == size else decompress(stored, size))
+            at += length
+        pages = b"".join(blocks)
+        if len(pages) != len(lengths) * PAGE_SIZE:
+            raise InvariantError("a stored block does not read back: it gives less than a block")
+        return np.frombuffer(pages, dtype=np.uint8).reshape(-1, PAGE_SIZE)
+
+    def granules_of(self, lengths: np.ndarray) -> np.ndarray:
+        """Granules of each page whose blocks have these stored lengths, int64."""
+        granules: np.ndarray = (-(-lengths // self.granule_bytes)).sum(axis=1)
+        return granules
 
     def measure(
         self, content: ContentTable, source: np.ndarray, index: np.ndarray, version: np.ndarray
@@ -89,18 +107,27 @@ class CompressionEngine:
         unknown = [at for at, packed in enumerate(found) if packed < 0]
         for start in range(0, len(unknown), _CHUNK_PAGES):
             at = unknown[start : start + _CHUNK_PAGES]
-            self._measure_new(keys, at, content.pages(source[at], index[at], version[at]), found)
+            self._measure_new(keys, at, content, (source, index, version), found)
         packed = np.array(found, dtype=np.int64)
         return packed >> _GRANULE_BITS, packed & ((1 << _GRANULE_BITS) - 1)
 
-    def _measure_new(self, keys: list[int], at: list[int], pages: np.ndarray, found: list[int]) -> None:
-        for row, page in zip(at, pages, strict=True):
-            packed = self._recall(keys[row])  # a batch may hold one content twice
-            if packed < 0:
-                lengths = [len(block) for block in self.compress(page)]
-                packed = sum(lengths) << _GRANULE_BITS | self.granules_of(lengths)
-                self._remember(keys[row], packed)
-            found[row] = packed
+    def _measure_new(
+        self, keys: list[int], at: list[int], content: ContentTable, columns: Columns, found: list[int]
+    ) -> None:
+        rows: dict[int, int] = {}  # a batch may hold one content twice
+        for row in at:
+            found[row] = self._recall(keys[row])
+            if found[row] < 0:
+                rows.setdefault(keys[row], row)
+        first = list(rows.values())
+        lengths, _ = self.compress(content.pages(*(column[first] for column in columns)))
+        sizes = lengths.sum(axis=1) << _GRANULE_BITS | self.granules_of(lengths)
+        for row, packed in zip(first, sizes.tolist(), strict=True):
+            self._remember(keys[row], packed)
+            rows[keys[row]] = packed
+        for row in at:
+            if found[row] < 0:
+                found[row] = rows[keys[row]]
 
     def _recall(self, key: int) -> int:
         """Packed sizes of a content, or -1. Key 0 is the zero page, which takes nothing."""

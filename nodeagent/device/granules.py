@@ -55,28 +55,34 @@ class Granules:
         """Free the chains that start at `firsts` (NIL is none); returns how many granules they had."""
         return int(kernel.give(self._state, self._next, firsts))
 
-    def chain(self, first: int, nr_max: int) -> np.ndarray:
-        """The granules of a chain in order, int64; more than `nr_max` is an InvariantError."""
-        out = np.empty(nr_max, dtype=np.int64)
-        nr = int(kernel.walk(self._next, first, out))
+    def write(self, firsts: np.ndarray, lengths: np.ndarray, data: bytes) -> None:
+        """Pages into the chains that start at `firsts`: lengths[i] (int64[n, blocks]) are the blocks of page i,
+        `data` all blocks one after the other. Each starts on a granule; what is left of its last one is zeroed.
+        """
+        self._reach(int(self._state[2]))
+        if not kernel.scatter(self._next, self._memory, firsts, lengths, np.frombuffer(data, dtype=np.uint8)):
+            raise InvariantError("a page has more blocks than its chain holds")
+
+    def read(self, firsts: np.ndarray, lengths: np.ndarray) -> bytes:
+        """What `write` was given."""
+        data = np.empty(int(lengths.sum()), dtype=np.uint8)
+        if not kernel.gather(self._next, self._memory, firsts, lengths, data):
+            raise InvariantError("a page has more blocks than its chain holds")
+        return data.tobytes()
+
+    def wipe(self, firsts: np.ndarray) -> None:
+        """Zero the chains at `firsts`, which were written to."""
+        kernel.wipe(self._next, self._memory, firsts)
+
+    def chains(self, firsts: np.ndarray) -> np.ndarray:
+        """The granules of all these chains, one after the other, int64. Raises InvariantError when there are more
+        than are in use.
+        """
+        out = np.empty(self.nr_granules - self.free, dtype=np.int64)
+        nr = int(kernel.walk_all(self._next, firsts, out))
         if nr < 0:
-            raise InvariantError(f"the chain at granule {first} has more than {nr_max} granules")
+            raise InvariantError(f"chains have more than the {len(out)} granules that are in use")
         return out[:nr]
-
-    def write(self, granules: np.ndarray, block: bytes) -> None:
-        """A block from the start of the first of these granules on; what is left of the last one is zeroed."""
-        self._reach(int(granules.max()))
-        rows = np.zeros((len(granules), self.granule_bytes), dtype=np.uint8)
-        rows.reshape(-1)[: len(block)] = np.frombuffer(block, dtype=np.uint8)
-        self._memory[granules] = rows
-
-    def read(self, granules: np.ndarray, length: int) -> bytes:
-        """`length` bytes from the start of the first of these granules on."""
-        return self._memory[granules].tobytes()[:length]
-
-    def zero(self, granules: np.ndarray) -> None:
-        """Wipe granules that were written to."""
-        self._memory[granules] = 0
 
     def rows(self, granules: np.ndarray) -> np.ndarray:
         """What granules that were written to hold, uint8[n, granule_bytes]."""

@@ -26,8 +26,14 @@ def engine(memo_pages: int = 1000, **more: Any) -> CompressionEngine:
     return CompressionEngine(spec, memo_pages)
 
 
+def sizes_of(made: CompressionEngine, page: np.ndarray) -> list[int]:
+    """Stored bytes of each block."""
+    sizes: list[int] = made.compress(page[np.newaxis])[0][0].tolist()
+    return sizes
+
+
 def granules(made: CompressionEngine, page: np.ndarray) -> int:
-    return made.granules_of([len(block) for block in made.compress(page)])
+    return int(made.granules_of(made.compress(page[np.newaxis])[0])[0])
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
@@ -35,20 +41,28 @@ def granules(made: CompressionEngine, page: np.ndarray) -> int:
 @pytest.mark.parametrize("page", [RANDOM, TEXT, HALF])
 def test_blocks_come_back(codec: str, block: int, page: np.ndarray) -> None:
     made = engine(codec=codec, block=block)
-    blocks = made.compress(page)
-    assert len(blocks) == 4096 // block
-    assert made.restore(blocks) == page.tobytes()
+    pages = np.stack([page, WORD, page[::-1]])
+    lengths, data = made.compress(pages)
+    assert (lengths.shape, lengths[1].sum(), lengths.sum()) == ((3, 4096 // block), 0, len(data))
+    assert (made.restore(lengths[[0, 2]], data) == pages[[0, 2]]).all()
+
+
+def test_blocks_that_give_less_than_a_page_are_refused() -> None:
+    stored = make_codec("lz4", None).compress(b"x" * 4000)
+    with pytest.raises(InvariantError, match="less than a block"):
+        engine().restore(np.array([[len(stored)]]), stored)
 
 
 def test_a_same_filled_page_takes_nothing() -> None:
     for page in (np.zeros(4096, np.uint8), WORD):
-        assert engine().compress(page) == []
+        assert sizes_of(engine(), page) == [0]
         assert granules(engine(), page) == 0
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
 def test_what_does_not_shrink_is_kept_raw(codec: str) -> None:
-    assert engine(codec=codec).compress(RANDOM) == [RANDOM.tobytes()]
+    lengths, data = engine(codec=codec).compress(RANDOM[np.newaxis])
+    assert (lengths.tolist(), data) == ([[4096]], RANDOM.tobytes())
     assert granules(engine(codec=codec), RANDOM) == 64 == engine().granules_max
 
 
@@ -59,18 +73,18 @@ def test_repetition_is_worth_more_than_two_to_one() -> None:
 
 
 def test_only_blocks_that_shrink_are_compressed() -> None:
-    lengths = [len(block) for block in engine(block=2048).compress(HALF)]
+    lengths = sizes_of(engine(block=2048), HALF)
     assert lengths[0] == 2048 and lengths[1] < 1024
 
 
 def test_every_block_takes_whole_granules_of_its_own() -> None:
     made = engine(block=1024, granule=256)
-    assert made.granules_of([1, 256, 257, 1024]) == 1 + 1 + 2 + 4
+    assert made.granules_of(np.array([[1, 256, 257, 1024], [0] * 4])).tolist() == [1 + 1 + 2 + 4, 0]
     assert made.granules_max == 16
 
 
 def test_smaller_blocks_compress_less() -> None:
-    sizes = [sum(map(len, engine(block=block).compress(TEXT))) for block in (512, 1024, 2048, 4096)]
+    sizes = [sum(sizes_of(engine(block=block), TEXT)) for block in (512, 1024, 2048, 4096)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 

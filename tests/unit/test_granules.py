@@ -19,7 +19,7 @@ def numbers(*values: int) -> np.ndarray:
 def test_chains_have_their_length_and_share_nothing() -> None:
     granules = Granules(10, 64)
     firsts = granules.take(numbers(3, 0, 2))
-    chains = [granules.chain(first, 10).tolist() for first in firsts.tolist()]
+    chains = [granules.chains(numbers(first)).tolist() for first in firsts.tolist()]
     assert chains == [[1, 2, 3], [], [4, 5]]
     assert (granules.free, granules.used_bytes) == (5, 5 * 64)
     granules.validate(firsts)
@@ -29,7 +29,7 @@ def test_what_was_freed_last_is_taken_first() -> None:
     granules = Granules(10, 64)
     first, second = granules.take(numbers(2, 2))
     assert granules.give(numbers(first, NIL, second)) == 4
-    assert granules.chain(granules.take(numbers(5))[0], 10).tolist() == [3, 4, 1, 2, 5]
+    assert granules.chains(granules.take(numbers(5))).tolist() == [3, 4, 1, 2, 5]
 
 
 def test_taking_more_than_is_free_changes_nothing() -> None:
@@ -44,12 +44,30 @@ def test_taking_more_than_is_free_changes_nothing() -> None:
 
 def test_bytes_are_kept_and_wiped() -> None:
     granules = Granules(10, 64)
-    chain = granules.chain(granules.take(numbers(2))[0], 10)
-    granules.write(chain, b"x" * 64)
-    granules.write(chain, b"a" * 100)
-    assert granules.read(chain, 128) == b"a" * 100 + bytes(28)
-    granules.zero(chain)
-    assert granules.read(chain, 100) == bytes(100)
+    firsts = granules.take(numbers(2, 0, 3))
+    lengths = np.array([[100, 0], [0, 0], [1, 128]])
+    granules.write(firsts, numbers(128, 0, 192)[:, np.newaxis], b"x" * 320)
+    data = bytes(range(229))
+    granules.write(firsts, lengths, data)
+    assert granules.read(firsts, lengths) == data
+    chain = granules.chains(firsts[2:])
+    assert granules.chains(firsts).tolist() == [1, 2, 3, 4, 5]
+    assert granules.rows(chain).tobytes() == data[100:101] + bytes(63) + data[101:]
+    assert granules.read(firsts[:1], numbers(128)[:, np.newaxis]) == data[:100] + bytes(28)
+    granules.wipe(firsts[2:])
+    assert granules.read(firsts, lengths) == data[:100] + bytes(129)
+
+
+def test_blocks_longer_than_their_chain_are_refused() -> None:
+    granules = Granules(10, 64)
+    firsts = granules.take(numbers(1))
+    granules.write(firsts, numbers(64)[:, np.newaxis], b"x" * 64)
+    for call in (
+        lambda: granules.write(firsts, numbers(65)[:, np.newaxis], b"x" * 65),
+        lambda: granules.read(firsts, numbers(65)[:, np.newaxis]),
+    ):
+        with pytest.raises(InvariantError, match="more blocks than its chain"):
+            call()
 
 
 def test_memory_that_is_never_used_costs_nothing() -> None:
@@ -80,10 +98,12 @@ def test_damage_is_seen(damage, match: str) -> None:
         granules.validate(firsts[:1])
 
 
-def test_a_chain_longer_than_expected_is_seen() -> None:
+def test_a_chain_that_goes_in_a_circle_is_seen() -> None:
     granules = Granules(10, 64)
-    with pytest.raises(InvariantError, match="more than 2"):
-        granules.chain(granules.take(numbers(3))[0], 2)
+    firsts = granules.take(numbers(3))
+    granules._next[3] = 1
+    with pytest.raises(InvariantError, match="more than the 3 granules"):
+        granules.chains(firsts)
 
 
 @given(st.lists(st.integers(-8, 20), max_size=60))
@@ -104,5 +124,5 @@ def test_any_sequence_against_a_list(sizes: list[int]) -> None:
     taken = sum(nr for _, nr in held)
     assert (granules.free, granules.used_bytes) == (64 - taken, 16 * taken)
     for first, nr in held:
-        assert len(granules.chain(first, 64)) == nr
+        assert len(granules.chains(numbers(first))) == nr
     granules.validate(numbers(*(first for first, _ in held)))
