@@ -35,7 +35,7 @@ def _online(world: World, _actor: str, values: Values) -> None:
 
 
 def _offline(world: World, _actor: str, values: Values) -> None:
-    check(world.kernel.offline(values["node"]))
+    check(world.kernel.offline(values["node"], values.get("first")))
 
 
 def _unplug(world: World, _actor: str, values: Values) -> None:
@@ -85,7 +85,11 @@ VERBS = [
         "it online (movable)",
     ),
     ("online NODE [kernel_zone]", _online, "put added memory online again"),
-    ("offline NODE", _offline, "all memory of the node goes offline; its pages move out"),
+    (
+        "offline NODE [from FIRST:NUMBER]",
+        _offline,
+        "all memory of the node goes offline, or the range that was added from that page; its pages move out",
+    ),
     ("unplug NODE", _unplug, "offline, and remove"),
     ("cgroup WORD [in CGROUP]", _cgroup, "make a cgroup"),
     ("mems CGROUP NODES", _mems, "write cpuset.mems"),

@@ -32,6 +32,7 @@ def validate_memory(memory: Memory) -> None:
         _check_frames(memory, node)
         _check_lists(memory, node)
         _check_isolation(memory, node)
+        _check_balloon(memory, node)
     _check_mappings(memory)
     _check_swap(memory)
     _check_huge(memory)
@@ -118,6 +119,19 @@ def _check_isolation(memory: Memory, node: Node) -> None:
         there = (pfn >= node.start_pfn) & (pfn < node.start_pfn + node.spec.span_pages)
         open_ = there & ((pte & (PTE_PRESENT | PTE_WRITABLE)) == PTE_PRESENT | PTE_WRITABLE)
         _require(not open_.any(), f"node {node.nid} is write-fenced and has writable mappings")
+
+
+def _check_balloon(memory: Memory, node: Node) -> None:
+    """The frames of a balloon are held, no frame is in it twice, and the node counts them."""
+    cram = memory.cram.nodes.get(node.nid)
+    parts = [] if cram is None else sorted(cram.balloon)
+    end = 0
+    for first, nr_pages in parts:
+        _require(first >= end, f"node {node.nid}: frame {first} is in the balloon twice")
+        _check_held(memory, first, nr_pages, "a part of a balloon")
+        end = first + nr_pages
+    counted = sum(nr_pages for _, nr_pages in parts)
+    _require(counted == node.balloon_pages, f"node {node.nid}: the balloon has {counted} frames")
 
 
 def _check_mappings(memory: Memory) -> None:

@@ -95,7 +95,9 @@ class Hotplug:
         self._retake(nid, self.memory.topology.node(nid).zone)
 
     def claim_at_boot(self, nid: int, features: Feature) -> None:
-        """`private_node=`: memory that firmware reported belongs to nobody's driver, and is private from now on."""
+        """`private_node=`: memory that firmware reported belongs to nobody's driver, and is private from now
+        on.
+        """
         self.claims[nid] = Claim("private_node=", features)
         self._retake(nid, self.memory.topology.node(nid).zone)
 
@@ -119,8 +121,8 @@ class Hotplug:
     def add_private_memory(
         self, nid: int, claim: Claim | None, start: int, nr_pages: int, group: int | None = None
     ) -> int:
-        """`add_private_memory_driver_managed`: claim the node and add a range, offline; in a memory group of the
-        node, if one is named (MHP_NID_IS_MGID). A failure leaves nothing behind.
+        """`add_private_memory_driver_managed`: claim the node and add a range, offline; in a memory group of
+        the node, if one is named (MHP_NID_IS_MGID). A failure leaves nothing behind.
         """
         known = group is None or self.groups.get(group) == nid
         error = add_memory_error(None if claim is None else claim.owner, known)
@@ -175,10 +177,12 @@ class Hotplug:
         self._retake(nid, zone)
         return 0
 
-    def offline(self, nid: int) -> int:
-        """`offline_pages` for all ranges of a node: residents move out, or -EBUSY and all stays as it was."""
+    def offline(self, nid: int, start: int | None = None) -> int:
+        """`offline_pages` for all ranges of a node, or the one that begins at `start`: residents move out, or
+        -EBUSY and all stays as it was.
+        """
         for part in self.ranges[nid]:
-            if part.online:
+            if part.online and start in (None, part.start):
                 error = self._offline_range(nid, part)
                 if error:
                     return error
@@ -186,8 +190,8 @@ class Hotplug:
         return 0
 
     def remove(self, nid: int, start: int | None = None) -> int:
-        """`offline_and_remove_memory` of one range (by its start) or of all. The claim goes with the last range;
-        while others remain it is kept, and -EBUSY says so (`offline_and_remove_private_memory`).
+        """`offline_and_remove_memory` of one range (by its start) or of all. The claim goes with the last
+        range; while others remain it is kept, and -EBUSY says so (`offline_and_remove_private_memory`).
         """
         chosen = [r for r in self.ranges[nid] if start is None or r.start == start]
         if not chosen:

@@ -325,9 +325,9 @@ class Kernel:
         self.memory_changed()
         return error
 
-    def offline(self, nid: int) -> int:
-        """All memory of the node goes offline; 0 or -EBUSY."""
-        error = self.hotplug.offline(nid)
+    def offline(self, nid: int, start: int | None = None) -> int:
+        """All memory of the node goes offline, or the range that begins at a page of it; 0 or -EBUSY."""
+        error = self.hotplug.offline(nid, start)
         self.memory_changed()
         return error
 
