@@ -93,6 +93,11 @@ def _trim(world: World, _actor: str, values: Values) -> None:
     cram.trim_bad_pages = values.get("pages", 1)
 
 
+def _room(world: World, _actor: str, values: Values) -> None:
+    """A device whose control path tells the host nothing."""
+    _cram(world, values["node"]).room_pages = values["number"]
+
+
 def _report_hot(world: World, _actor: str, values: Values) -> int:
     """The device reports the pages of a range, in order; how many reports were dropped."""
     frames = [pfn for pfn in world.frames(values["range"]) if pfn is not None]
@@ -134,6 +139,11 @@ DRIVER_VERBS = [
         "trim of NODE answers ok|EAGAIN|EBUSY [calls CALLS:NUMBER] [pages PAGES:NUMBER]",
         _trim,
         "the trim callback fails so many calls (default: all from now on); EAGAIN: for so many pages (1) of each",
+    ),
+    (
+        "device of NODE has room for NUMBER",
+        _room,
+        "pages that it can still store, which its control path does not tell; what comes on top is poisoned",
     ),
     (
         "report hot RANGE [NUMBER]",

@@ -236,7 +236,8 @@ def _demote(
         if not len(chosen):
             continue
         here = left[chosen]
-        migrate_isolated(memory, here, node, target, Reason.DEMOTION, sc.preferred_nid, node.nid)
+        new = migrate_isolated(memory, here, node, target, Reason.DEMOTION, sc.preferred_nid, node.nid)
+        placement.stored(memory, target.nid, new)
         if target.free_pages <= target.wmark.low_pages:
             wake_kswapd(memory, target)
         if memory.is_cram(target.nid):

@@ -16,6 +16,7 @@ from privmem.nodeagent.host.drivers.cramdax import CramDax, fenced_features
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
+from privmem.nodeagent.host.process import Signalled
 from privmem.nodeagent.host.swap import swapon
 from privmem.scheduler.abi import PAGE_SIZE, Feature
 from privmem.scheduler.isolation import DESIGNS
@@ -488,4 +489,17 @@ def test_snapshot(design):
     kernel.cram_worker()
     kernel.memory.restore(snapshot)
     assert (kernel.memory.nodes[C].balloon_pages, kernel.memory.nodes[C].no_alloc_owner) == (1024, "cramdax1")
+    kernel.validate()
+
+
+def test_what_a_full_device_loses_is_an_error():
+    kernel, _ = plugged()
+    kernel.memory.cram.nodes[C].room_pages = 10
+    process, addr = placed(kernel, 16)
+    assert on(kernel, process, addr, 16) == {C: 10}
+    with pytest.raises(Signalled) as raised:
+        process.touch(addr + 10 * PAGE_SIZE, PAGE_SIZE, write=False)
+    assert raised.value.signal.name == "SIGBUS"
+    process.munmap(addr, 4 * PAGE_SIZE)
+    assert kernel.memory.cram.nodes[C].room_pages == 4
     kernel.validate()

@@ -20,5 +20,8 @@ if TYPE_CHECKING:
 def freed(memory: Memory, node: Node, pfns: np.ndarray) -> np.ndarray:
     """Frames of a registered node are being freed: those that go to the buddy now, still with their flags."""
     cram = memory.cram.nodes[node.nid]
-    cram.zeroed_pages += int(np.count_nonzero(memory.frames.flags[pfns] & np.uint16(PG_HELD) == 0))
+    given_up = int(np.count_nonzero(memory.frames.flags[pfns] & np.uint16(PG_HELD) == 0))
+    cram.zeroed_pages += given_up
+    if cram.room_pages >= 0:
+        cram.room_pages += given_up
     return pfns

@@ -117,6 +117,7 @@ def _move_blocks(memory: Memory, pfns: list[int], target: Node, context: AllocCo
             continue
         mark_block(memory, context, new, HPAGE_PAGES)
         thp_migrate.move_block(memory, pfn, new, context.reason)
+        stored(memory, target.nid, np.arange(new, new + HPAGE_PAGES))
         moved += page
     return moved
 
@@ -136,7 +137,23 @@ def _move_pages(memory: Memory, pfns: list[int], target: Node, context: AllocCon
     if memory.story is not None and context.request is not None:
         memory.story.placed(context.request, new.tolist())
     move_to_frames(memory, np.array(chosen, dtype=np.int32), new, context.reason)
+    stored(memory, target.nid, new)
     return chosen
+
+
+def stored(memory: Memory, nid: int, pfns: np.ndarray) -> None:
+    """Pages came into a node. What its device had no room for, and the host did not know, is poisoned: whoever
+    touches it gets SIGBUS, and never other bytes.
+    """
+    from privmem.nodeagent.host.memory_failure import memory_failure  # by way of faults, which reclaim needs
+
+    cram = memory.cram.nodes.get(nid)
+    if cram is None or cram.room_pages < 0:
+        return
+    lost = pfns[cram.room_pages :].tolist()
+    cram.room_pages -= len(pfns) - len(lost)
+    for pfn in lost:
+        memory_failure(memory, pfn, cram.owner)
 
 
 def put_back(memory: Memory, pfns: list[int]) -> None:

@@ -89,6 +89,8 @@ class CramNode:
     #: Pages that came in and found no place since registration.
     placed_pages: int = 0
     refused_pages: int = 0
+    #: Pages that the device can still store, for devices whose host does not know it; -1 for no such bound.
+    room_pages: int = -1
     #: Pressure of the first generation, 0 to 1000.
     pressure: int = 0
 
