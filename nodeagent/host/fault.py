@@ -172,6 +172,8 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     if hugetlb_map.is_hugetlb(memory, vma):
         return hugetlb_map.write_fault(memory, task, vma, vpn)
     if memory.nodes[memory.frames.nid_of(pfn)].fenced:
+        if not memory.is_object_page(pfn) and not memory.mapped_once(pfn):
+            return _copy_on_write(memory, task, vma, vpn)  # the others' page stays where it is
         own = not (vma.private and memory.is_object_page(pfn))
         return fence.fence_fault(memory, slot, task.promotion_context(), own)
     if vma.kind != VMA_ANON and not vma.private:

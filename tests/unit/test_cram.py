@@ -503,3 +503,18 @@ def test_what_a_full_device_loses_is_an_error():
     process.munmap(addr, 4 * PAGE_SIZE)
     assert kernel.memory.cram.nodes[C].room_pages == 4
     kernel.validate()
+
+
+@pytest.mark.parametrize("design", [CAPS, F1, F3])
+def test_a_child_that_writes_leaves_the_parents_page(design):
+    kernel, _ = plugged(design)
+    parent, addr = placed(kernel, 8)
+    child = parent.fork()
+    child.touch(addr, 8 * PAGE_SIZE, write=True)
+    assert on(kernel, child, addr, 8) == {D: 8}
+    assert on(kernel, parent, addr, 8) == {C: 8}
+    assert kernel.memory.vmstat.count["pgpromote_fence"] == 0
+    child.exit()
+    parent.touch(addr, PAGE_SIZE, write=True)
+    assert on(kernel, parent, addr, 8) == {D: 1, C: 7}
+    kernel.validate()
