@@ -15,6 +15,7 @@ from typing import Any
 from privmem.nodeagent.host import far_memory, numa_balancing, oom
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.costs import ACCESS_BYTES
+from privmem.nodeagent.host.cram.registration import adopt_devices
 from privmem.nodeagent.host.memory import NUMASTAT, Memory, Node, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.program import AccessStream, Program, ProgramSpec
@@ -63,6 +64,7 @@ class Host:
         if story_events:
             self.memory.story = Story(self.memory, events_max=story_events)
         self._node_of_device = {n.spec.device: n for n in self.memory.nodes.values()}
+        adopt_devices(self.memory)
         self.programs: list[Program] = []
         for entry, stream in zip(spec["programs"], streams, strict=True):
             fields = dict(entry)

@@ -117,7 +117,7 @@ class SmallRack:
                 "scheduler": "scheduler",
                 "slice_ns": options.get("slice_ns", EPOCH_NS // 4),
                 "sample_every": 1,
-                "design": "private-zonelist",
+                "design": options.get("design", "private-zonelist"),
                 "topology": {
                     "nodes": topology,
                     "distances": [[10, 24, 34, 70], [24, 10, 20, 84], [34, 20, 10, 94], [70, 84, 94, 10]],

@@ -518,3 +518,19 @@ def test_a_child_that_writes_leaves_the_parents_page(design):
     parent.touch(addr, PAGE_SIZE, write=True)
     assert on(kernel, parent, addr, 8) == {D: 1, C: 7}
     kernel.validate()
+
+
+def test_runs_under_the_latest_version_use_compressed_ram(rack, stream):
+    # DRAM and CXL hold 512 pages; swap there is none.
+    accesses = [(page, True) for page in range(600)]
+    r = rack([stream(700, accesses)], design=F3, cram_features=0x2)
+    r.run()
+    count = r.memory.vmstat.count
+    assert r.nodes_of().count(2) == count["demote_compressed"] - count["pgpromote_fence"] > 0
+    assert r.memory.cram.nodes[2].placed_pages == count["demote_compressed"]
+    assert count["pgleak"] == 0
+    r.host.validate()
+    again = rack([stream(700, accesses)], design=F3, cram_features=0x2)
+    again.host.restore(r.host.snapshot())
+    assert again.memory.cram.snapshot() == r.memory.cram.snapshot()
+    again.host.validate()

@@ -13,6 +13,7 @@ from privmem.nodeagent.host.cram import balloon
 from privmem.nodeagent.host.cram.gate import apply_gate
 from privmem.nodeagent.host.cram.service import CramNode, Generation
 from privmem.nodeagent.host.hotplug import Hotplug
+from privmem.nodeagent.host.memory import Memory
 from privmem.scheduler.abi import Feature
 from privmem.scheduler.isolation.design import Claim
 from privmem.scheduler.tiers import ADISTANCE_DAX
@@ -93,3 +94,18 @@ def cram_unregister(plug: Hotplug, nid: int, ranges: list[tuple[int, int]] | Non
     memory.nodes[nid].no_alloc_owner = ""
     memory.setup_tiers()
     return 0
+
+
+def adopt_devices(memory: Memory) -> None:
+    """The compressed nodes of a host in a run, which its configuration claimed and put online: under F3, where
+    nothing else may place pages, the service takes them as they are. Their space is leased (messages.PagesStored),
+    so that they never need a balloon.
+    """
+    service = memory.cram
+    if service.generation is not Generation.F3:
+        return
+    for nid, node in memory.nodes.items():
+        place = memory.topology.node(nid)
+        if node.spec.compressed and place.private and node.fenced:
+            ranges = [(0, node.spec.span_pages)]
+            service.nodes[nid] = CramNode(nid, node.spec.device, place.features, ranges)
