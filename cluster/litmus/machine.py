@@ -10,6 +10,7 @@ from privmem.cluster.config.tree import Problem, Tree, found
 from privmem.cluster.config.units import UnitError, parse_size
 from privmem.cluster.litmus.grammar import Misread, nearest
 from privmem.cluster.litmus.values import FEATURES, HUGE_PAGES, feature_named
+from privmem.nodeagent.host.cram.service import Generation, can_carry
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
 from privmem.nodeagent.host.swap import swapon
@@ -33,7 +34,8 @@ _MACHINE_KEYS = ("nodes", "files", "cgroups", "distances", "sysctl", "cgroup_ver
 _SWITCHES = ("demotion", "pagetables", "zero_page", "swap_in_ram")
 _SIZES = ("readahead", "fault_around", "swap")
 _NUMBERS = ("numa_balancing", "swappiness", "page_cluster", "watermark_scale_factor", "min_free_kbytes")
-_SYSCTL_KEYS = (*_SWITCHES, *_SIZES, *_NUMBERS, "thp")
+_SYSCTL_KEYS = (*_SWITCHES, *_SIZES, *_NUMBERS, "thp", "cram_generation")
+_GENERATIONS = tuple(str(generation) for generation in Generation)
 _CLASSES = sorted(ADISTANCE_BY_CLASS)
 
 
@@ -76,6 +78,9 @@ class Machine:
         kernel = Kernel(self.nodes.values(), self.distances, design, knobs, self.cgroup_v1, self.cmdline)
         kernel.memory.account_pagetables = self.sysctl.get("pagetables", False)
         kernel.memory.high_order.thp.enabled = self.sysctl.get("thp", "madvise")
+        wanted = Generation(self.sysctl.get("cram_generation", kernel.memory.cram.generation))
+        if can_carry(kernel.design.label, wanted):
+            kernel.memory.cram.generation = wanted
         if self.sysctl.get("swap"):
             in_ram, cluster = self.sysctl.get("swap_in_ram", False), self.sysctl.get("page_cluster", 0)
             swapon(kernel.memory, self.sysctl["swap"], synchronous=in_ram, page_cluster=cluster)
@@ -277,6 +282,8 @@ class Reader:
                 values[key] = self._bool(below, path, False)
             elif key in _NUMBERS:
                 values[key] = self._int(below, path, 0)
+            elif key == "cram_generation":
+                values[key] = self._word(below, path, _GENERATIONS, "F1")
             elif key == "thp":
                 values[key] = self._word(below, path, ("always", "madvise", "never"), "madvise")
             else:
