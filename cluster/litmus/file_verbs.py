@@ -6,7 +6,7 @@ from typing import Any
 
 from privmem.cluster.litmus.values import FADVICES
 from privmem.cluster.litmus.world import Stuck, World, check, run_lengths
-from privmem.nodeagent.host import file_io, filemap
+from privmem.nodeagent.host import file_io, filemap, user_copy
 from privmem.nodeagent.host.drivers.anondax import AnonDax
 from privmem.nodeagent.host.pagecache import MemObject
 from privmem.scheduler.abi import PAGE_SHIFT, PAGE_SIZE
@@ -57,6 +57,48 @@ def _read(world: World, actor: str, values: Values) -> int:
     return check(filemap.read_pages(memory, task, world.file(name), *pages))
 
 
+def _read_into(world: World, actor: str, values: Values) -> int:
+    """A read that says where the data goes: into a buffer of the process."""
+    memory, task, file = world.kernel.memory, world.task(actor), world.open_file(values["file"])
+    mapped = world.mapping(actor, values["range"])
+    start, nr_pages = mapped.addr >> PAGE_SHIFT, mapped.length >> PAGE_SHIFT
+    done = check(file_io.read(memory, task, file, values.get("first", 0), nr_pages))
+    copy = user_copy.direct_read if file.direct else user_copy.copy_to_user
+    return check(copy(memory, task, start, done))
+
+
+def _write_from(world: World, actor: str, values: Values) -> int:
+    memory, task, file = world.kernel.memory, world.task(actor), world.open_file(values["file"])
+    mapped = world.mapping(actor, values["range"])
+    nr_pages = mapped.length >> PAGE_SHIFT
+    done = check(user_copy.copy_from_user(memory, task, mapped.addr >> PAGE_SHIFT, nr_pages))
+    return check(file_io.write(memory, task, file, values.get("first", 0), done))
+
+
+def _splice(world: World, actor: str, values: Values) -> int:
+    memory, file = world.kernel.memory, world.open_file(values["file"])
+    return check(file_io.splice(memory, world.task(actor), file, *_pages(world, values)))
+
+
+def _pipe(world: World, actor: str, values: Values) -> int:
+    """The pipe has as much data as anybody wants to read."""
+    mapped = world.mapping(actor, values["range"])
+    start, nr_pages = mapped.addr >> PAGE_SHIFT, mapped.length >> PAGE_SHIFT
+    copy = user_copy.copy_to_user if "read" in values else user_copy.copy_from_user
+    return check(copy(world.kernel.memory, world.task(actor), start, nr_pages))
+
+
+def _of_another(world: World, actor: str, values: Values) -> int:
+    """ptrace, or process_vm_writev: pages of a process, for a debugger."""
+    world.task(actor)
+    mapped = world.mapping(actor, values["range"])
+    task = world.task(mapped.process)
+    start, nr_pages = mapped.addr >> PAGE_SHIFT, mapped.length >> PAGE_SHIFT
+    write = user_copy.copy_to_user if "process_vm_writev" in values else user_copy.poke
+    peek = "process_vm_readv" in values or "read" in values
+    return check((user_copy.copy_from_user if peek else write)(world.kernel.memory, task, start, nr_pages))
+
+
 def _write(world: World, actor: str, values: Values) -> int:
     file = world.open_file(values["file"])
     return check(file_io.write(world.kernel.memory, world.task(actor), file, *_pages(world, values)))
@@ -96,6 +138,21 @@ VERBS = [
         _read,
         "pread(2), page by page unless at_once; gives the pages read",
     ),
+    (
+        "read_into RANGE FILE [from FIRST:NUMBER]",
+        _read_into,
+        "pread(2) into a buffer, as many pages as it has; with a file that was opened `direct` the device writes "
+        "into the buffer: pages read",
+    ),
+    ("write_from RANGE FILE [from FIRST:NUMBER]", _write_from, "pwrite(2) from a buffer: pages written"),
+    ("splice FILE [from FIRST:NUMBER] [SIZE]", _splice, "splice(2) of its pages into a pipe: how many"),
+    ("pipe read|write RANGE", _pipe, "read(2) of a pipe into a buffer, or write(2) from it: pages copied"),
+    (
+        "ptrace read|write RANGE",
+        _of_another,
+        "a debugger reads or writes another's pages, `ptrace write B.mem`",
+    ),
+    ("process_vm_readv|process_vm_writev RANGE", _of_another, "the same by these calls, which force nothing"),
     ("write FILE [from FIRST:NUMBER] [SIZE]", _write, "pwrite(2) of whole pages; gives the pages written"),
     ("fsync FILE", _fsync, "fsync(2)"),
     (

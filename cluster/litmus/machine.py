@@ -31,7 +31,7 @@ PRIVATE_DISTANCE = 30
 _NODE_KEYS = ("memory", "cpus", "private", "class", "zone", "adistance", "distance", "plugged", "cram")
 _MACHINE_KEYS = ("nodes", "files", "cgroups", "distances", "sysctl", "cgroup_version", "cmdline", "linux")
 #: Switches, sizes in pages and numbers of `sysctl`.
-_SWITCHES = ("demotion", "pagetables", "zero_page", "swap_in_ram")
+_SWITCHES = ("demotion", "pagetables", "zero_page", "swap_in_ram", "dropwrite")
 _SIZES = ("readahead", "fault_around", "swap")
 _NUMBERS = ("numa_balancing", "swappiness", "page_cluster", "watermark_scale_factor", "min_free_kbytes")
 _SYSCTL_KEYS = (*_SWITCHES, *_SIZES, *_NUMBERS, "thp", "cram_generation")
@@ -76,6 +76,7 @@ class Machine:
             min_free_kbytes=self.sysctl.get("min_free_kbytes"),
         )
         kernel = Kernel(self.nodes.values(), self.distances, design, knobs, self.cgroup_v1, self.cmdline)
+        kernel.memory.cram.drops_on_write = self.sysctl.get("dropwrite", False)
         kernel.memory.account_pagetables = self.sysctl.get("pagetables", False)
         kernel.memory.high_order.thp.enabled = self.sysctl.get("thp", "madvise")
         wanted = Generation(self.sysctl.get("cram_generation", kernel.memory.cram.generation))

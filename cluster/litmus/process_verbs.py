@@ -9,6 +9,7 @@ from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Mapped, Stuck, World, check, run_lengths
 from privmem.nodeagent.host.drivers.cramdax import CramDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
+from privmem.nodeagent.host.fault import handle_fault
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import (
     MPOL_F_RELATIVE_NODES,
@@ -61,6 +62,17 @@ def _munmap(world: World, actor: str, values: Values) -> None:
 
 def _store(world: World, actor: str, values: Values) -> None:
     world.process(actor).touch(*_range(world, actor, values["range"]), write=True)
+
+
+def _race(world: World, actor: str, values: Values) -> int:
+    """Threads store to each page at once: all of them fault on the entry as it was before the first one's fault."""
+    area = _range(world, actor, values["range"])
+    promoted = world.kernel.memory.cram.promote_count
+    for addr in range(area[0], area[0] + area[1], PAGE_SIZE):
+        for _ in range(values["number"]):
+            handle_fault(world.kernel.memory, world.task(actor), addr >> PAGE_SHIFT, is_write=True)
+        world.process(actor).touch(addr, PAGE_SIZE, write=True)
+    return world.kernel.memory.cram.promote_count - promoted
 
 
 def _load(world: World, actor: str, values: Values) -> None:
@@ -197,6 +209,11 @@ VERBS = [
     ("munmap RANGE", _munmap, "munmap(2)"),
     ("touch RANGE", _store, "write to each page, in order"),
     ("store RANGE", _store, "the same as touch"),
+    (
+        "race NUMBER threads on RANGE",
+        _race,
+        "so many threads write to each page at once; each faults, and each goes on: pages promoted by it",
+    ),
     ("load RANGE", _load, "read each page, in order"),
     ("set_mempolicy MODE [NODES] [static|relative]...", _set_mempolicy, "set_mempolicy(2)"),
     ("mbind RANGE MODE [NODES] [static|relative|strict|move|move_all]...", _mbind, "mbind(2)"),

@@ -172,8 +172,8 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     if hugetlb_map.is_hugetlb(memory, vma):
         return hugetlb_map.write_fault(memory, task, vma, vpn)
     if memory.nodes[memory.frames.nid_of(pfn)].fenced:
-        if not memory.is_object_page(pfn) and not memory.mapped_once(pfn):
-            return _copy_on_write(memory, task, vma, vpn)  # the others' page stays where it is
+        if fence.copies(memory, vma, pfn):
+            return copy_on_write(memory, task, vma, vpn)
         own = not (vma.private and memory.is_object_page(pfn))
         return fence.fence_fault(memory, slot, task.promotion_context(), own)
     if vma.kind != VMA_ANON and not vma.private:
@@ -187,7 +187,7 @@ def write_protect_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
         memory.page_table.pte[slot] |= np.uint32(PTE_WRITABLE | PTE_DIRTY | PTE_ACCESSED)
         memory.vmstat.add("pgreuse")
         return WP_FAULT_NS
-    return _copy_on_write(memory, task, vma, vpn)
+    return copy_on_write(memory, task, vma, vpn)
 
 
 def _is_mine(memory: Memory, task: Task, pfn: int) -> bool:
@@ -204,7 +204,7 @@ def _is_mine(memory: Memory, task: Task, pfn: int) -> bool:
     return not flags & PG_SWAPCACHE or swap_cache.free_swap(memory, pfn)
 
 
-def _copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
+def copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     """`wp_page_copy`: the writer gets a copy of its own."""
     slot = vma.slot_of(vpn)
     old = int(memory.page_table.pte[slot]) >> PTE_PFN_SHIFT

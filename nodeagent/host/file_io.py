@@ -55,6 +55,8 @@ def write(memory: Memory, task: Task, file: OpenFile, start: int, nr_pages: int)
     if file.direct:
         write_back(memory, holder, start, start + nr_pages)
         invalidate_mapped(memory, holder, start, start + nr_pages)
+        for index in range(start, start + nr_pages):
+            holder.on_disk[index] = holder.on_disk.get(index, 0) + 1 & 0xFFFF
         holder.nr_pages = max(holder.nr_pages, start + nr_pages)
         return nr_pages
     for index in range(start, start + nr_pages):
@@ -66,14 +68,36 @@ def write(memory: Memory, task: Task, file: OpenFile, start: int, nr_pages: int)
 
 
 def _write_page(memory: Memory, task: Task, holder: MemObject, index: int) -> int:
-    """`ext4_da_write_begin` and `_end`. A page on a write-fenced node moves off it first."""
+    """`ext4_da_write_begin` and `_end`. A page on a write-fenced node moves off it first, or, where the service
+    drops what nobody maps (`drops_on_write`), makes room for a new one.
+    """
     pfn = holder.pages[index] if index in holder.pages else fill(memory, task, holder, index)
     if pfn >= 0 and memory.nodes[memory.frames.nid_of(pfn)].fenced:
-        pfn = fence.promote(memory, pfn, task.promotion_context())
+        if memory.cram.drops_on_write and not memory.frames.rmap[pfn] and pfn not in memory.high_order.pins:
+            memory.lru_batches.drain_all()
+            release(memory, holder, index)
+            pfn = fill(memory, task, holder, index)
+        else:
+            pfn = fence.promote(memory, pfn, task.promotion_context())
     if pfn < 0:
         return pfn
     memory.frames.flags[pfn] |= np.uint16(PG_DIRTY)
     return 0
+
+
+def splice(memory: Memory, task: Task, file: OpenFile, start: int, nr_pages: int) -> int:
+    """`splice` of a file's pages into a pipe, which may give them away for good: those of a write-fenced node
+    move off it first. How many, or a negative errno.
+    """
+    done = read(memory, task, file, start, nr_pages)
+    holder = memory.page_cache.of(file.object_id)
+    for index in range(start, start + max(done, 0)):
+        pfn = holder.pages.get(index, -1)
+        if pfn >= 0 and memory.nodes[memory.frames.nid_of(pfn)].fenced:
+            pfn = fence.promote(memory, pfn, task.promotion_context())
+            if pfn < 0:
+                return index - start or pfn
+    return done
 
 
 def fsync(memory: Memory, file: OpenFile) -> int:
@@ -147,6 +171,7 @@ def truncate(memory: Memory, tasks: Iterable[Task], file: OpenFile, nr_pages: in
         _unmap_all(memory, pfn)
         release(memory, holder, index)
     holder.nr_pages = nr_pages
+    holder.on_disk = {index: version for index, version in holder.on_disk.items() if index < nr_pages}
     return 0
 
 

@@ -175,6 +175,8 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int, vma: Vma | N
     memory.frames.object_id[pfn] = holder.object_id
     memory.frames.object_index[pfn] = index
     holder.pages[index] = pfn
+    if index in holder.on_disk:
+        memory.frames.version[pfn] = holder.on_disk[index]
     if memory.story is not None:
         memory.story.cached(holder, index, pfn, by_mapping)
     memory.lru_add(pfn)
@@ -375,6 +377,9 @@ def release(memory: Memory, holder: MemObject, index: int) -> None:
     """Take an unmapped page out of the cache and free it (`filemap_remove_folio`)."""
     pfn = holder.pages.pop(index)
     holder.ahead.pop(index, None)
+    version = int(memory.frames.version[pfn])
+    if version and holder.kind == FILE:
+        holder.on_disk[index] = version
     if memory.story is not None:
         memory.story.dropped(holder, index, pfn)
     memory.lru_del(pfn)

@@ -55,6 +55,8 @@ class MemObject:
     swapped: dict[int, int] = field(default_factory=dict)
     #: With FILE: what reclaim remembers of pages that it dropped (shadow entries): index -> node, its age then.
     shadows: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: With FILE: versions of written pages on the disk (nodeagent/content.py): index -> version, 0 if none.
+    on_disk: dict[int, int] = field(default_factory=dict)
     #: Shared policies, ascending, without overlap. Shared memory only: a file has none (vm_ops without
     #: set_policy).
     policies: list[PolicyRange] = field(default_factory=list)
@@ -95,7 +97,8 @@ class MemObject:
         ]
         swapped = [[index, self.swapped[index]] for index in sorted(self.swapped)]
         shadows = [[index, *self.shadows[index]] for index in sorted(self.shadows)]
-        return [*numbers, pages, policies, sorted(self.ahead), swapped, shadows]
+        on_disk = [[index, self.on_disk[index]] for index in sorted(self.on_disk)]
+        return [*numbers, pages, policies, sorted(self.ahead), swapped, shadows, on_disk]
 
 
 @dataclass(slots=True)
@@ -235,11 +238,12 @@ class PageCache:
         self.open_files = {row[0]: OpenFile(*row) for row in snapshot["open_files"]}
         self.next_file = snapshot["next_file"]
         self.objects = {}
-        for *numbers, pages, policies, ahead, swapped, shadows in snapshot["objects"]:
+        for *numbers, pages, policies, ahead, swapped, shadows, on_disk in snapshot["objects"]:
             known = MemObject(*numbers)
             known.ahead = dict.fromkeys(ahead)
             known.swapped = {int(index): int(slot) for index, slot in swapped}
             known.shadows = {int(index): (int(nid), int(age)) for index, nid, age in shadows}
             known.pages = {int(index): int(pfn) for index, pfn in pages}
+            known.on_disk = {int(index): int(version) for index, version in on_disk}
             known.policies = [(low, high, Mempolicy.from_spec(spec)) for low, high, spec in policies]
             self.objects[known.object_id] = known

@@ -47,7 +47,7 @@ def pin_user_pages(
         return -errno.EINVAL
     pinned: list[int] = []
     for vpn in range(start, start + nr_pages):
-        pfn = _own_page(memory, task, vpn, write)
+        pfn = own_page(memory, task, vpn, write)
         if pfn >= 0 and longterm:
             pfn = _pinnable(memory, task, pfn)
         if pfn < 0:
@@ -116,7 +116,7 @@ def _entry(memory: Memory, task: Task, vpn: int) -> int:
     return int(memory.page_table.pte[vma.slot_of(vpn)]) if vma else 0
 
 
-def _own_page(memory: Memory, task: Task, vpn: int, write: bool) -> int:
+def own_page(memory: Memory, task: Task, vpn: int, write: bool) -> int:
     """Fault a page in as its later user will find it, or a negative errno. An anonymous page that others map too
     is unshared first, also for reading (`gup_must_unshare`).
     """
@@ -134,7 +134,7 @@ def _own_page(memory: Memory, task: Task, vpn: int, write: bool) -> int:
         if ready and alone and (entry & PTE_WRITABLE or not write):
             return pfn
         if entry == PTE_ZERO:
-            took = _replace_zero_page(memory, task, vma, vpn)
+            took = replace_zero_page(memory, task, vma, vpn)
         else:
             took = handle_fault(memory, task, vpn, is_write=write or (ready and not alone))
         if took < 0:
@@ -143,7 +143,7 @@ def _own_page(memory: Memory, task: Task, vpn: int, write: bool) -> int:
             return -errno.ENOMEM
 
 
-def _replace_zero_page(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
+def replace_zero_page(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     """The zero page has no frame that could be pinned: the task gets a page of its own, as since Linux 6.2."""
     pfn = alloc_page(memory, task.alloc_context(vma, vpn))
     if pfn >= 0:

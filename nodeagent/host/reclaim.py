@@ -251,7 +251,13 @@ def _demote(
 
 
 def _eligible(memory: Memory, pfns: np.ndarray, target: Node) -> np.ndarray:
-    """Compressed RAM takes private anonymous pages only (compressed RAM service, F3: anonymous, swap-backed)."""
+    """Compressed RAM takes private anonymous pages only (compressed RAM service, F3: anonymous, swap-backed), and
+    clean pages of files where its service does (F1).
+    """
     if not memory.is_cram(target.nid):
         return np.ones(len(pfns), dtype=bool)
-    return (memory.frames.flags[pfns] & PG_OBJECT) == 0
+    anon: np.ndarray = (memory.frames.flags[pfns] & PG_OBJECT) == 0
+    if memory.cram.owns(target.nid):
+        for at in np.flatnonzero(~anon).tolist():
+            anon[at] = placement.is_clean_file_page(memory, int(pfns[at]))
+    return anon

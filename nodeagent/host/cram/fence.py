@@ -14,11 +14,23 @@ from __future__ import annotations
 import numpy as np
 
 from privmem.nodeagent.host.costs import FAULT_NS, FENCE_RETRY_NS
+from privmem.nodeagent.host.cram.service import Generation
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_WRITABLE
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import migrate_cost_ns, move_to_frames
+from privmem.nodeagent.host.mm import Vma
 from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page
 from privmem.scheduler.abi import Reason
+
+
+def copies(memory: Memory, vma: Vma, pfn: int) -> bool:
+    """Whether a store to a page of a fenced node leaves it where it is, for the writer gets a copy of its own
+    in any case: a private mapping of a page that others have too. In the first generation the owner's
+    `handle_fault` comes first, and moves it.
+    """
+    if not vma.private or memory.cram.generation is Generation.V4:
+        return False
+    return memory.is_object_page(pfn) or not memory.mapped_once(pfn)
 
 
 def fence_fault(memory: Memory, slot: int, ctx: AllocContext, own: bool) -> int:

@@ -5,7 +5,8 @@ distance from the page's node, the first to register among equals; there is no s
 in a memory tier and reclaim demotes as to any other (reclaim.py); MADV_PAGEOUT comes here too. What may come:
 anonymous, swap-backed pages that are not in compressed RAM already. The allocation is movable, for this node
 only, without reclaim and without the reserves below the min watermark. A huge page comes as one where there
-is a block for it. Left out: clean pages of files (F1).
+is a block for it. Clean pages of files may come too in F1, are read in place there, and leave when they are
+written (fence.py).
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from privmem.nodeagent.host.blocks import alloc_from, mark_block
 from privmem.nodeagent.host.cram.service import Generation
 from privmem.nodeagent.host.drivers.owner import owner_request
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
-from privmem.nodeagent.host.layout import PG_FILE, PG_LRU, PG_OBJECT, PG_UNEVICTABLE, PG_UNINVITED
+from privmem.nodeagent.host.layout import (
+    PG_DIRTY,
+    PG_FILE,
+    PG_LRU,
+    PG_OBJECT,
+    PG_UNEVICTABLE,
+    PG_UNINVITED,
+    PTE_DIRTY,
+)
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import migrate_cost_ns, move_to_frames, room_pages
 from privmem.nodeagent.host.page_alloc import AllocContext, zone_statistics
 from privmem.scheduler.abi import PAGEBLOCK_ORDER, Reason
 from privmem.scheduler.zonelist import AllocRequest
-
-_STAYS = PG_FILE | PG_OBJECT | PG_UNEVICTABLE
 
 
 def nearest(memory: Memory, nid: int) -> Node | None:
@@ -83,11 +90,28 @@ def demote(memory: Memory, pfns: list[int]) -> tuple[list[int], int]:
 
 
 def eligible(memory: Memory, pfn: int) -> bool:
-    """Anonymous, swap-backed (not MADV_FREE), not in compressed RAM, held by nobody besides."""
+    """Anonymous, swap-backed (not MADV_FREE), not in compressed RAM, held by nobody besides; or a clean page of
+    a file (F1).
+    """
     flags = int(memory.frames.flags[pfn])
-    if flags & _STAYS or memory.is_cram(memory.frames.nid_of(pfn)):
+    if flags & PG_UNEVICTABLE or memory.is_cram(memory.frames.nid_of(pfn)):
+        return False
+    if flags & (PG_FILE | PG_OBJECT) and not is_clean_file_page(memory, pfn):
         return False
     return pfn != memory.in_use and not memory.lru_batches.holds(pfn)
+
+
+def is_clean_file_page(memory: Memory, pfn: int) -> bool:
+    """Whether compressed RAM may hold a page of the page cache, to be read in place (F1; F3 dropped that)."""
+    flags = int(memory.frames.flags[pfn])
+    if memory.cram.generation is not Generation.F1 or flags & (PG_FILE | PG_OBJECT) != PG_FILE | PG_OBJECT:
+        return False
+    slot = int(memory.frames.rmap[pfn])
+    dirty = bool(flags & PG_DIRTY)
+    while slot and not dirty:
+        dirty = bool(int(memory.page_table.pte[slot]) & PTE_DIRTY)
+        slot = int(memory.page_table.rmap_next[slot])
+    return not dirty
 
 
 def _context(memory: Memory, nid: int) -> AllocContext | None:

@@ -116,6 +116,8 @@ class CramService:
         #: /sys/kernel/debug/cram: pages promoted because they were written or hot, and failures of it.
         self.promote_count = 0
         self.promote_fail = 0
+        #: F1 and its later branch: what write(2) does to a page of a file that nobody maps, promote or drop it.
+        self.drops_on_write = False
         #: Hot frames that devices reported and nobody looked at yet, oldest first; reports that found it full.
         self.hot: list[int] = []
         self.hot_dropped = 0
@@ -134,12 +136,14 @@ class CramService:
             "nodes": [_node_snapshot(node) for node in self.nodes.values()],
             "numbers": [self.unloading, self.promote_count, self.promote_fail, self.hot_dropped],
             "hot": list(self.hot),
+            "drops_on_write": self.drops_on_write,
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.generation = Generation(snapshot["generation"])
         self.nodes = {row["nid"]: _node_from(row) for row in snapshot["nodes"]}
         self.unloading, self.promote_count, self.promote_fail, self.hot_dropped = snapshot["numbers"]
+        self.drops_on_write = bool(snapshot["drops_on_write"])
         self.hot = [int(pfn) for pfn in snapshot["hot"]]
 
 
