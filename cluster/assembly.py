@@ -200,6 +200,8 @@ class _Assembly:
             "decompress_ns": timing["decompress_ns"],
             "link_ns": node.link_latency_ns,
             "link_bandwidth": node.link_bandwidth_bytes_per_s or 0,
+            "request_pages": (device.request_bytes or 0) // PAGE_SIZE,
+            "report_use": device.give_back == "coldest",
         }
 
     # -- workloads and contents
@@ -325,13 +327,22 @@ class _Assembly:
                 "extent_pages": device.extent_bytes // PAGE_SIZE,
                 "pooled": True,
                 "quota_pages": {host_address(h): b // PAGE_SIZE for h, b in device.quotas_bytes.items()},
+                "reserved_pages": {
+                    host_address(h): b // PAGE_SIZE for h, b in device.reservations_bytes.items()
+                },
+                "weights": {host_address(h): weight for h, weight in device.weights.items()},
+                "give_back": device.give_back,
+                "removals": [
+                    [r.at_ns, host_address(r.host), r.size_bytes // PAGE_SIZE] for r in device.removals
+                ],
                 "granted": {},
             }
             for name, device in sorted(pooled.items())
         }
         hosts = [host_address(name) for host in self.config.hosts for name in host.names]
         spec = {"name": SCHEDULER_NAME, "hosts": hosts, "devices": devices}
-        return ParticipantPlan(SCHEDULER_NAME, SCHEDULER, spec)
+        planned = any(device["removals"] for device in devices.values())
+        return ParticipantPlan(SCHEDULER_NAME, SCHEDULER, spec, wakes=planned)
 
 
 def _own_timing(device: DeviceConfig) -> dict[str, Any]:

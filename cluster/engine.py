@@ -137,7 +137,7 @@ class Engine:
         self.next_seq = dict.fromkeys(self.names, 0)
         self.running = dict.fromkeys(self.names, bytes(HASH_BYTES))
         #: Who waits for the horizon to rise, and the horizon that each participant saw last.
-        self.waits = dict.fromkeys(self.names, False)
+        self.waits = {entry.name: entry.wakes for entry in plan.participants}
         self.seen_ns = dict.fromkeys(self.names, -1)
 
     # -- epochs

@@ -27,6 +27,8 @@ class ParticipantPlan:
     spec: dict[str, Any]
     #: Names of the arrays (in `Plan.resources`) that its constructor needs: traces, page images.
     resources: tuple[str, ...] = ()
+    #: Whether it has something to do before anybody asks: it waits for the horizon from the start.
+    wakes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

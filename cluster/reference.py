@@ -36,7 +36,7 @@ class SequentialRun:
         self.finished = dict.fromkeys(self.hosts, False)
         self.inboxes: dict[str, list[Message]] = {name: [] for name in self.participants}
         self.reached = dict.fromkeys(self.hosts, 0)
-        self.waits = dict.fromkeys(self.services, False)
+        self.waits = {entry.name: entry.wakes for entry in plan.participants if entry.kind != HOST}
         self.seen_ns = dict.fromkeys(self.services, -1)
         self.samples: list[Sample] = []
         self.epoch = 0

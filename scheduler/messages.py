@@ -16,7 +16,7 @@ from privmem.scheduler import plain
 from privmem.scheduler.errors import ProtocolError
 
 #: Version of every message body below. Two participants of different versions must not run together.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Where samples go: the engine keeps them for the results and delivers them to no participant.
 RESULTS = "results"
@@ -31,7 +31,7 @@ class EpochBegin:
 
 @dataclass(frozen=True, slots=True)
 class RequestExtent:
-    """Host to scheduler: `nid` is short of memory; grant `nr_pages` of `device`, contiguous."""
+    """Host to scheduler: `nid` is short of memory; grant `nr_pages` of `device`, or as many as there are for it."""
 
     device: str
     nid: int
@@ -40,7 +40,7 @@ class RequestExtent:
 
 @dataclass(frozen=True, slots=True)
 class AllocExtent:
-    """Scheduler to device: the request was admitted; take an extent for `host`."""
+    """Scheduler to device: the request was admitted; take `nr_pages` for `host`, in one piece or several."""
 
     host: str
     nid: int
@@ -56,6 +56,8 @@ class ExtentGranted:
     nid: int
     start: int
     nr_pages: int
+    #: Pages of the same grant that follow in further pieces, in messages of the same time.
+    more_pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class ExtentRefused:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseExtent:
-    """Host to device, passed on to the scheduler as ExtentReleased: the host keeps no page of it."""
+    """Host to device, passed on to the scheduler as ExtentReleased: whole extents; the host keeps no page."""
 
     nid: int
     start: int
@@ -84,6 +86,34 @@ class ExtentReleased:
     device: str
     host: str
     nr_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimExtent:
+    """Scheduler to host: give back `nr_pages` of `device`, as far as residents can move; `forced`: in any case."""
+
+    device: str
+    nr_pages: int
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimAnswered:
+    """Host to scheduler: what came of ReclaimExtent. The pages themselves went back as ReleaseExtent before."""
+
+    device: str
+    asked_pages: int
+    released_pages: int
+    #: Pages whose content was lost; only ever of a forced one.
+    lost_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentUse:
+    """Host to scheduler, at the host's end of an epoch: how often it accessed what it holds of a device."""
+
+    device: str
+    accesses: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +202,9 @@ Body: TypeAlias = (
     | ExtentRefused
     | ReleaseExtent
     | ExtentReleased
+    | ReclaimExtent
+    | ReclaimAnswered
+    | ExtentUse
     | StorePages
     | PagesStored
     | FreePages
@@ -192,6 +225,9 @@ _BODIES: dict[str, type[Any]] = {
         ExtentRefused,
         ReleaseExtent,
         ExtentReleased,
+        ReclaimExtent,
+        ReclaimAnswered,
+        ExtentUse,
         StorePages,
         PagesStored,
         FreePages,

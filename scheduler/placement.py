@@ -1,13 +1,13 @@
 """The Scheduler participant: admission of extent requests on devices that several hosts share.
 
-No host may decide alone how a pooled device is divided, so hosts ask here. A request is admitted when the
-device has the pages and the host is within its quota there; the device then picks the extent. Requests are
-contended: one is settled only when no host can still send an earlier one (`Clock.horizon_ns`), in the order
-of (time, sender, seq), so rounds never reorder time.
+No host may decide alone how a pooled device is divided, so hosts ask here. How much a request gets is settled by
+the device's account (`pool_account.py`); the device then picks the extents. Requests are contended: one is settled
+only when no host can still send an earlier one (`Clock.horizon_ns`), in the order of (time, sender, seq), so rounds
+never reorder time.
 
-The policy is first come, first served in virtual time. A request that cannot be admitted is refused at once
-and never queued behind others' returns: nobody waits for ever, and a host that wants more than others is
-held by its quota. Weights and reclaim from other hosts are left out.
+A request that gets nothing is refused at once and never queued behind others' returns: nobody waits for ever. It is
+remembered as demand, and in a pool with a policy for giving back the hosts above their share are asked for extents,
+so that the next request finds them. Removals that the configuration plans are forced: the host must give back.
 
 There is no kernel counterpart; the split of roles follows CXL's fabric manager (dynamic capacity devices,
 CXL 3.0), which decides and lets the device offer the extent.
@@ -15,7 +15,6 @@ CXL 3.0), which decides and lets the device offer the extent.
 
 from __future__ import annotations
 
-import errno
 from typing import Any
 
 from privmem.scheduler.errors import InvariantError, ProtocolError
@@ -26,114 +25,25 @@ from privmem.scheduler.messages import (
     ExtentGranted,
     ExtentRefused,
     ExtentReleased,
+    ExtentUse,
     Message,
+    ReclaimAnswered,
+    ReclaimExtent,
     RequestExtent,
     Sample,
 )
 from privmem.scheduler.participant import Clock, Mailer, Outbox
+from privmem.scheduler.pool_account import DeviceAccount
 
 _DEVICE_PREFIX = "device/"
-
-
-class DeviceAccount:
-    """What the scheduler knows of one device: who holds how much, and what was promised."""
-
-    def __init__(self, name: str, spec: dict[str, Any], hosts: list[str]) -> None:
-        self.name = name
-        self.capacity_pages = int(spec["capacity_pages"])
-        self.extent_pages = int(spec["extent_pages"])
-        self.pooled = bool(spec["pooled"])
-        self.quota_pages: dict[str, int] = dict(spec.get("quota_pages") or {})
-        boot: dict[str, int] = dict(spec.get("granted") or {})
-        for host in [*boot, *self.quota_pages]:
-            if host not in hosts:
-                raise ProtocolError(f"device {name} names the unknown host {host!r}")
-        self.boot_pages = sum(boot.values())
-        #: Hosts that may ask: all for a pooled device, else those that have a share from the start.
-        self.members = (
-            list(hosts) if self.pooled else [h for h in hosts if h in boot or h in self.quota_pages]
-        )
-        self.granted = {host: int(boot.get(host, 0)) for host in self.members}
-        #: Admitted, not yet answered by the device: [host, nid, pages], in the order of admission.
-        self.promised: list[list[Any]] = []
-        self.refused = dict.fromkeys(hosts, 0)
-        self.admitted_pages = 0
-        self.confirmed_pages = 0
-        self.failed_pages = 0
-        self.released_pages = 0
-
-    @property
-    def promised_pages(self) -> int:
-        """Pages of requests that the device has not answered yet."""
-        return sum(int(pages) for _, _, pages in self.promised)
-
-    def round_up(self, nr_pages: int) -> int:
-        """Whole extents that hold `nr_pages`."""
-        return -(-nr_pages // self.extent_pages) * self.extent_pages
-
-    def admit(self, host: str, nid: int, nr_pages: int) -> int:
-        """Promise pages to a host: 0, or the positive errno of the refusal."""
-        if host not in self.granted:
-            return errno.EPERM
-        if nr_pages <= 0:
-            return errno.EINVAL
-        held = self.granted[host] + sum(int(pages) for h, _, pages in self.promised if h == host)
-        quota = self.quota_pages.get(host)
-        if quota is not None and held + nr_pages > quota:
-            return errno.EDQUOT
-        if sum(self.granted.values()) + self.promised_pages + nr_pages > self.capacity_pages:
-            return errno.ENOMEM
-        self.promised.append([host, nid, nr_pages])
-        self.admitted_pages += nr_pages
-        return 0
-
-    def settle(self, host: str, nid: int) -> int:
-        """Take the oldest promise to this host and node off the list; how many pages it was."""
-        for position, (promised_host, promised_nid, pages) in enumerate(self.promised):
-            if (promised_host, promised_nid) == (host, nid):
-                del self.promised[position]
-                return int(pages)
-        raise ProtocolError(f"{self.name} answered {host} node {nid}, to whom nothing was promised")
-
-    def validate(self) -> None:
-        """Raise InvariantError unless the sums agree with the pages counted on the way."""
-        granted, promised = sum(self.granted.values()), self.promised_pages
-        if granted != self.boot_pages + self.confirmed_pages - self.released_pages:
-            raise InvariantError(f"{self.name}: {granted} pages granted, but the counters say otherwise")
-        if promised != self.admitted_pages - self.confirmed_pages - self.failed_pages:
-            raise InvariantError(f"{self.name}: {promised} pages promised, but the counters say otherwise")
-        if min(self.granted.values(), default=0) < 0 or granted + promised > self.capacity_pages:
-            raise InvariantError(f"{self.name}: {granted} + {promised} pages of {self.capacity_pages}")
-        for host, quota in self.quota_pages.items():
-            if self.granted[host] > quota:
-                raise InvariantError(f"{self.name}: {host} holds {self.granted[host]} of its {quota} pages")
-
-    _NUMBERS = ("admitted_pages", "confirmed_pages", "failed_pages", "released_pages")
-
-    def snapshot(self) -> dict[str, Any]:
-        """The account as plain data."""
-        numbers = {name: getattr(self, name) for name in self._NUMBERS}
-        return numbers | {
-            "granted": dict(self.granted),
-            "promised": [list(row) for row in self.promised],
-            "refused": dict(self.refused),
-        }
-
-    def restore(self, snapshot: dict[str, Any]) -> None:
-        """Take over a snapshot."""
-        for name in self._NUMBERS:
-            setattr(self, name, snapshot[name])
-        self.granted = {host: int(snapshot["granted"][host]) for host in self.members}
-        self.promised = [list(row) for row in snapshot["promised"]]
-        self.refused = {host: int(count) for host, count in snapshot["refused"].items()}
 
 
 class Scheduler:
     """The participant. Spec, as plain data:
 
     `{"name": "scheduler", "hosts": [addresses], "devices": {NAME: {"capacity_pages", "extent_pages",
-    "pooled", "quota_pages": {host: pages} (optional), "granted": {host: pages online at boot}
-    (optional)}}}`
+    "pooled"; and optional: "quota_pages", "reserved_pages" {host: pages}, "weights" {host: weight}, "give_back"
+    (see pool_shares.py), "removals" [[time_ns, host, pages]], "granted" {host: pages online at boot}}}}`
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -142,9 +52,13 @@ class Scheduler:
         self.devices = {
             name: DeviceAccount(name, device, hosts) for name, device in sorted(spec["devices"].items())
         }
-        #: Requests and returns that wait for the horizon: [time_ns, sender, seq, device, host, nid, pages];
-        #: a return has nid -1. Kept sorted, so that the head is the next to be settled.
-        self.queue: list[list[Any]] = []
+        #: What waits for the horizon: [time_ns, sender, seq, kind, device, host, numbers of the kind ...]. Kept
+        #: sorted, so that the head is the next to be settled. Planned removals wait there from the start.
+        self.queue: list[list[Any]] = [
+            [int(time_ns), self.name, -1 - number, "remove", name, host, int(pages)]
+            for name, device in sorted(spec["devices"].items())
+            for number, (time_ns, host, pages) in enumerate(device.get("removals") or [])
+        ]
         self.mail = Mailer(self.name)
         #: The last epoch that was sampled.
         self.epoch = -1
@@ -171,21 +85,23 @@ class Scheduler:
             case RequestExtent():
                 account = self._account(body.device, message)
                 pages = account.round_up(body.nr_pages)
-                self.queue.append([*envelope, account.name, message.sender, body.nid, pages])
+                self.queue.append([*envelope, "ask", account.name, message.sender, body.nid, pages])
                 self.requests += 1
             case ExtentReleased():
                 account = self._account(body.device, message)
-                self.queue.append([*envelope, account.name, body.host, -1, body.nr_pages])
+                self.queue.append([*envelope, "return", account.name, body.host, body.nr_pages])
+            case ReclaimAnswered():
+                account = self._account(body.device, message)
+                numbers = [body.asked_pages, body.released_pages, body.lost_pages]
+                self.queue.append([*envelope, "answer", account.name, message.sender, *numbers])
+            case ExtentUse():
+                account = self._account(body.device, message)
+                self.queue.append([*envelope, "use", account.name, message.sender, body.accesses])
             case ExtentGranted():
                 account = self._account(body.device, message)
-                if account.settle(body.host, body.nid) != body.nr_pages:
-                    raise ProtocolError(f"{message.sender} granted {body.nr_pages} pages, not those promised")
-                account.confirmed_pages += body.nr_pages
-                account.granted[body.host] += body.nr_pages
+                account.confirm(body.host, body.nid, body.nr_pages, body.more_pages)
             case ExtentRefused():
-                account = self._account(body.device, message)
-                account.failed_pages += account.settle(body.host, body.nid)
-                account.refused[body.host] += 1
+                self._account(body.device, message).fail(body.host, body.nid)
             case _:
                 raise ProtocolError(f"{self.name} cannot handle {type(body).__name__} from {message.sender}")
 
@@ -196,23 +112,35 @@ class Scheduler:
         return account
 
     def _settle(self, row: list[Any]) -> None:
-        time_ns, _, _, device, host, nid, pages = row
+        time_ns, _, _, kind, device, host, *numbers = row
         account = self.devices[device]
-        if nid < 0:
-            if account.granted.get(host, 0) < pages:
-                raise ProtocolError(f"{host} gave back {pages} pages of {device}, more than it holds")
-            account.granted[host] -= pages
-            account.released_pages += pages
-            return
-        error = account.admit(host, nid, pages)
-        if error:
+        match kind:
+            case "ask":
+                self._answer(account, host, numbers[0], numbers[1], time_ns)
+            case "return":
+                account.release(host, numbers[0])
+            case "answer":
+                account.answered(host, numbers[0], numbers[1], numbers[2], time_ns)
+            case "use":
+                account.accesses[host] = numbers[0]
+            case "remove":
+                account.note_asked(host, numbers[0])
+                self.mail.send(host, time_ns, ReclaimExtent(_DEVICE_PREFIX + device, numbers[0], True))
+
+    def _answer(self, account: DeviceAccount, host: str, nid: int, nr_pages: int, time_ns: int) -> None:
+        address = _DEVICE_PREFIX + account.name
+        pages = account.admit(host, nid, nr_pages, time_ns)
+        if pages < 0:
             account.refused[host] += 1
-            self.mail.send(host, time_ns, ExtentRefused(_DEVICE_PREFIX + device, host, nid, error))
+            self.mail.send(host, time_ns, ExtentRefused(address, host, nid, -pages))
         else:
-            self.mail.send(_DEVICE_PREFIX + device, time_ns, AllocExtent(host, nid, pages))
+            self.mail.send(address, time_ns, AllocExtent(host, nid, pages))
+        for holder, back_pages in account.ask_back(time_ns):
+            self.mail.send(holder, time_ns, ReclaimExtent(address, back_pages, False))
 
     def _sample(self, clock: Clock) -> None:
         """One row a device and host, when the epoch is over; an epoch without requests has none."""
+        entitled = {name: account.entitled_pages() for name, account in self.devices.items()}
         rows = [
             {
                 "epoch": clock.epoch,
@@ -221,6 +149,10 @@ class Scheduler:
                 "host": host,
                 "granted_pages": account.granted[host],
                 "refused": account.refused[host],
+                "entitled_pages": entitled[name][host],
+                "wanted_pages": account.wants.get(host, [0])[0],
+                "asked_back_pages": account.asked_back[host],
+                "peak_pages": account.peak_pages[host],
             }
             for name, account in self.devices.items()
             for host in account.members
@@ -261,17 +193,8 @@ class Scheduler:
         }
 
     def summary(self) -> dict[str, Any]:
-        """By device: capacity, and what each host holds and was refused."""
-        devices = {
-            name: {
-                "capacity_pages": account.capacity_pages,
-                "granted_pages": dict(account.granted),
-                "granted_since_boot_pages": account.confirmed_pages,
-                "released_pages": account.released_pages,
-                "refused": dict(account.refused),
-            }
-            for name, account in self.devices.items()
-        }
+        """By device, see `DeviceAccount.summary`."""
+        devices = {name: account.summary() for name, account in self.devices.items()}
         return {"requests": self.requests, "devices": devices}
 
     def validate(self) -> None:

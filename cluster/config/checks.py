@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from privmem.cluster.config import checks_host
+from privmem.cluster.config import checks_host, checks_pool
 from privmem.cluster.config.checks_design import check_design
 from privmem.cluster.config.checks_host import Mistake, not_among
 from privmem.cluster.config.fields import nearest, wrong
@@ -81,10 +81,7 @@ def _devices(config: Config) -> Iterator[Mistake]:
     for name, device in config.devices.items():
         place: Path = ("devices", name)
         yield from _device(device, place, sorted(config.plugins))
-        for host in device.quotas_bytes:
-            if host not in host_names:
-                here = (*place, "quotas", host)
-                yield Mistake(here, not_among(host, host_names, "a host"), (here, *name_places))
+        yield from checks_pool.pool_mistakes(config, name, host_names, name_places)
     for n, entry in enumerate(config.hosts):
         for m, node in enumerate(entry.nodes):
             if node.memory is None:
@@ -111,6 +108,11 @@ def _device(device: DeviceConfig, place: Path, known: Sequence[str]) -> Iterator
     for key, given in (
         ("extent", device.extent_bytes != EXTENT_DEFAULT_BYTES),
         ("quotas", bool(device.quotas_bytes)),
+        ("reservations", bool(device.reservations_bytes)),
+        ("weights", bool(device.weights)),
+        ("give_back", device.give_back != "none"),
+        ("request", device.request_bytes is not None),
+        ("removals", bool(device.removals)),
     ):
         if given and not device.pooled:
             text = wrong(f"{key} of a device that is not pooled", "with `pooled: true` only")

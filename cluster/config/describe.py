@@ -28,6 +28,7 @@ _SECTIONS: tuple[tuple[str, str, type[Model]], ...] = (
     ("Devices: dram, cxl, gpu, nic, slow-distributed", "devices.NAME or nodes.N.memory", models.PlainDevice),
     ("Devices: compressed-ram", "devices.NAME or nodes.N.memory", models.CompressedRam),
     ("Devices: plugin", "devices.NAME or nodes.N.memory", models.PluginDevice),
+    ("Forced removals", "devices.NAME.removals.N", models.RemovalConfig),
     ("Hosts", "hosts.N", models.HostConfig),
     ("Nodes", "hosts.N.nodes.N", models.NodeConfig),
     ("Kernel knobs", "hosts.N.sysctl", models.SysctlConfig),

@@ -71,6 +71,18 @@ class Model(BaseModel):
 # --- devices
 
 
+class RemovalConfig(Model):
+    """A pooled device takes memory back by force."""
+
+    at_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(
+        description="When; the host learns of it when its next epoch begins."
+    )
+    host: str = Field(description="From whom.")
+    size_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
+        description="How much at least, in whole extents, those granted last first; all, if the host holds less."
+    )
+
+
 class _Device(Model):
     """What devices of every class have."""
 
@@ -92,6 +104,32 @@ class _Device(Model):
         default_factory=dict,
         description="Most that a host may hold of a pooled device, by host name. A host without one may hold "
         "all of it.",
+    )
+    reservations_bytes: dict[str, Annotated[int, size(0, CAPACITY_MAX_BYTES)]] = Field(
+        default_factory=dict,
+        description="What a host can have of a pooled device at any time, by host name: kept back from all "
+        "others while it does not hold it. Whole extents, together no more than the capacity.",
+    )
+    weights: dict[str, Annotated[int, Whole(1, 1_000_000)]] = Field(
+        default_factory=dict,
+        description="Shares of a pooled device when hosts want more than there is, by host name; 1 for a host "
+        "without one. Without weights and `give_back`, who comes first is served first.",
+    )
+    give_back: Literal["none", "over-share", "coldest", "largest", "round-robin"] = Field(
+        default="none",
+        description="Which hosts above their share of a pooled device are asked first to give extents back "
+        "when one below its share was refused: those farthest above it by weight, those that access "
+        "theirs least, those that hold most, or all in turn; `none`: nobody is asked.",
+    )
+    request_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] | None = Field(
+        default=None,
+        description="What a host asks a pooled device for at once, in whole extents; it may get less, and in "
+        "several pieces. When left out, one extent.",
+    )
+    removals: tuple[RemovalConfig, ...] = Field(
+        default=(),
+        description="Forced removals: the pooled device takes extents back from a host, whose residents move "
+        "away; pages that cannot move are lost and reported, and processes that map one are killed.",
     )
     read_latency_ns: Annotated[int, _Latency] | None = Field(
         default=None, description="Latency of a read from the idle device; when left out, that of the class."

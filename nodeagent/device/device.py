@@ -2,7 +2,7 @@
 
 Stores, frees, loads and traffic are handled as they arrive: no two hosts touch the same page, so their order
 does not matter. Extents are contended: they are granted and taken back in the order of virtual time, once no
-host can still send an earlier message. Left out: partial grants, errors of the medium, gpu and nic classes.
+host can still send an earlier message. Left out: errors of the medium, gpu and nic classes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Device:
 
     def _accept_release(self, message: Message, body: ReleaseExtent) -> None:
         """The scheduler hears at once: it settles requests by time itself, and must know before it does."""
-        if self.extents.held.get(body.start) != (message.sender, body.nr_pages):
+        if not self.extents.holds(message.sender, body.start, body.nr_pages):
             raise ProtocolError(
                 f"{message.sender} gives back pages {body.start}.. of {self.name}, not its extent"
             )
@@ -160,15 +160,19 @@ class Device:
             if self.store is not None:
                 self.pages_freed += self.store.clear(start, nr_pages)
             return
-        granted = self.extents.grant(host, nr_pages)
+        pieces = self.extents.grant_pieces(host, nr_pages)
         device = self.spec["device"]
-        answer: ExtentGranted | ExtentRefused
-        if isinstance(granted, int):
-            answer = ExtentRefused(device, host, nid, -granted)
+        answers: list[ExtentGranted | ExtentRefused] = []
+        if isinstance(pieces, int):
+            answers.append(ExtentRefused(device, host, nid, -pieces))
         else:
-            answer = ExtentGranted(device, host, nid, *granted)
-        for to in (host, sender):
-            self.mail.send(to, time_ns, answer)
+            left = sum(pages for _, pages in pieces)
+            for start, pages in pieces:
+                left -= pages
+                answers.append(ExtentGranted(device, host, nid, start, pages, left))
+        for answer in answers:
+            for to in (host, sender):
+                self.mail.send(to, time_ns, answer)
 
     def _check_owner(self, host: str, dpa: np.ndarray) -> None:
         """Raise ProtocolError unless all these pages lie in extents of `host`."""

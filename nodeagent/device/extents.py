@@ -1,10 +1,10 @@
 """Extents: which parts of a device's address range which host holds.
 
-A pooled device grants contiguous, aligned, power-of-two runs of extents, as a dynamic capacity device of CXL
-3.0 does when asked for contiguous memory; a dedicated one is granted whole at boot. Free space is a buddy
-whose smallest block is one extent, so that neighbours which come back merge again. Fresh space is granted
-from low to high addresses; what came back is granted first. Left out: extents in several pieces, tags, and
-extents that hosts share.
+A pooled device grants one contiguous, aligned, power-of-two run of extents where there is one, else as few such
+runs as make up what was asked for (a dynamic capacity device of CXL 3.0 may answer with a list); a dedicated one
+is granted whole at boot. Whole extents of a run may come back alone. Free space is a buddy whose smallest block is
+one extent, so that neighbours which come back merge again. Fresh space is granted from low to high addresses; what
+came back is granted first. Left out: tags, and extents that hosts share.
 """
 
 from __future__ import annotations
@@ -66,6 +66,29 @@ class ExtentAllocator:
         self._note(host, *extent)
         return extent
 
+    def grant_pieces(self, host: str, nr_pages: int) -> list[tuple[int, int]] | int:
+        """`nr_pages`, rounded up to whole extents, in few pieces, the largest first: [(first page, pages)];
+        -EINVAL for a size that is none, -ENOMEM when less is free.
+        """
+        units = -(-nr_pages // self.extent_pages)
+        if units <= 0:
+            return -errno.EINVAL
+        if units > self.buddy.free_pages:
+            return -errno.ENOMEM
+        pieces: list[tuple[int, int]] = []
+        order = units.bit_length() - 1
+        while units:
+            order = min(order, units.bit_length() - 1)
+            first = self.buddy.alloc(order)
+            if first < 0:
+                order -= 1
+                continue
+            piece = (first * self.extent_pages, self.extent_pages << order)
+            self._note(host, *piece)
+            pieces.append(piece)
+            units -= 1 << order
+        return pieces
+
     def grant_all(self, host: str) -> tuple[int, int] | int:
         """The whole device as one extent, whatever its size (a dedicated device, at boot); -EBUSY when some
         of it is held.
@@ -76,15 +99,34 @@ class ExtentAllocator:
         self._note(host, *extent)
         return extent
 
+    def holds(self, host: str, start: int, nr_pages: int) -> bool:
+        """Whether a host holds whole extents [start, start + nr_pages), all in one piece."""
+        whole = self._piece_of(start)
+        if whole < 0 or nr_pages <= 0 or start % self.extent_pages or nr_pages % self.extent_pages:
+            return False
+        who, pages = self.held[whole]
+        return who == host and start + nr_pages <= whole + pages
+
+    def _piece_of(self, page: int) -> int:
+        """First page of the piece that a page is in, or -1."""
+        if page in self.held:
+            return page
+        return next((start for start, (_, nr) in self.held.items() if start <= page < start + nr), -1)
+
     def release(self, host: str, start: int, nr_pages: int) -> int:
-        """Take back an extent exactly as it was granted: 0, or -EINVAL when the host does not hold that one."""
-        if self.held.get(start) != (host, nr_pages):
+        """Take back a piece, or whole extents of one: 0, or -EINVAL when the host does not hold them."""
+        if not self.holds(host, start, nr_pages):
             return -errno.EINVAL
-        del self.held[start]
+        whole = self._piece_of(start)
+        _, pages = self.held.pop(whole)
+        if start > whole:
+            self.held[whole] = (host, start - whole)
+        if start + nr_pages < whole + pages:
+            self.held[start + nr_pages] = (host, whole + pages - start - nr_pages)
         self._granted_pages[host] -= nr_pages
         first, units = start // self.extent_pages, nr_pages // self.extent_pages
         self._owner[first : first + units] = -1
-        if units & (units - 1):
+        if units & (units - 1) or first % units:
             self.buddy.add_range(first, units)
         else:
             self.buddy.free(first, units.bit_length() - 1)

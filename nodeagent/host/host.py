@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from privmem.nodeagent.host import far_memory, numa_balancing, oom
+from privmem.nodeagent.host import far_memory, numa_balancing, oom, pool_return
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.costs import ACCESS_BYTES
 from privmem.nodeagent.host.cram.registration import adopt_devices
@@ -29,8 +29,11 @@ from privmem.scheduler.messages import (
     EpochBegin,
     ExtentGranted,
     ExtentRefused,
+    ExtentUse,
     Message,
     PagesStored,
+    ReclaimAnswered,
+    ReclaimExtent,
     ReleaseExtent,
     RequestExtent,
     Sample,
@@ -78,6 +81,9 @@ class Host:
         #: Node for which an answer of the pool is awaited, or -1.
         self.waiting_nid = -1
         self.sent_traffic: dict[int, bool] = {}
+        #: Pages that went with memory taken by force, see `pool_return`.
+        self.lost_pages: list[list[Any]] = []
+        self.told_accesses: dict[int, int] = {}
         self.seen_accesses = self.memory.nr_accesses.copy()
 
     # -- the participant's interface
@@ -109,14 +115,19 @@ class Host:
                 pass
             case ExtentGranted():
                 node = self.memory.nodes[body.nid]
-                self.memory.online(node, body.start, body.nr_pages)
+                unit = node.spec.extent_pages
+                for start in range(body.start, body.start + body.nr_pages, unit):
+                    self.memory.online(node, start, unit)
                 self.memory.setup_watermarks()
-                self.memory.vmstat.add("extents_granted")
-                self.waiting_nid = -1
+                self.memory.vmstat.add("extents_granted", body.nr_pages // unit)
+                if not body.more_pages:
+                    self.waiting_nid = -1
             case ExtentRefused():
                 self.memory.nodes[body.nid].refused_until_ns = self.memory.now_ns + EXTENT_RETRY_NS
                 self.memory.vmstat.add("extents_refused")
                 self.waiting_nid = -1
+            case ReclaimExtent():
+                self._give_back(self._node_of_device[body.device], body)
             case PagesStored():
                 node = self._node_of_device[message.sender]
                 node.unacknowledged_pages -= body.count
@@ -184,7 +195,7 @@ class Host:
         memory.now_ns = min(memory.now_ns, until)
         memory.vmstat.add("extents_requested")
         self.waiting_nid = nid
-        request = RequestExtent(node.spec.device, nid, node.spec.extent_pages)
+        request = RequestExtent(node.spec.device, nid, node.spec.request_pages or node.spec.extent_pages)
         self.mail.send(self.spec["scheduler"], memory.now_ns, request)
 
     def _refresh_costs(self) -> None:
@@ -207,6 +218,10 @@ class Host:
                 self.mail.send(node.spec.device, clock.end_ns, Traffic(clock.epoch, read, write))
             self.sent_traffic[nid] = bool(read or write)
             self._give_back_extent(node)
+            if node.spec.report_use and self.told_accesses.get(nid, 0) != int(accessed[nid].sum()):
+                self.told_accesses[nid] = int(accessed[nid].sum())
+                use = ExtentUse(node.spec.device, self.told_accesses[nid])
+                self.mail.send(self.spec["scheduler"], clock.end_ns, use)
         if (clock.epoch + 1) % self.spec["sample_every"] == 0:
             self._sample(clock)
 
@@ -221,10 +236,27 @@ class Host:
             if self.memory.offline(node, start, nr_pages):
                 self.memory.setup_watermarks()
                 self.memory.vmstat.add("extents_released")
-                for device, body in self.memory.outgoing.take():
-                    self.mail.send(device, self.memory.now_ns, body)
-                self.mail.send(node.spec.device, self.memory.now_ns, ReleaseExtent(node.nid, start, nr_pages))
+                self._send_release(node, [(start, nr_pages)])
                 return
+
+    def _send_release(self, node: Node, extents: list[tuple[int, int]]) -> None:
+        """What the pages did before goes first."""
+        for device, body in self.memory.outgoing.take():
+            self.mail.send(device, self.memory.now_ns, body)
+        for start, nr_pages in extents:
+            self.mail.send(node.spec.device, self.memory.now_ns, ReleaseExtent(node.nid, start, nr_pages))
+
+    def _give_back(self, node: Node, asked: ReclaimExtent) -> None:
+        """The pool wants extents back; afterwards the host asks for none until it may again."""
+        memory = self.memory
+        memory.now_ns = max(memory.now_ns, self.slice_start_ns)
+        memory.vmstat.add("extents_asked_back", asked.nr_pages // node.spec.extent_pages)
+        done = pool_return.give_back(memory, node, asked.nr_pages, self.programs, forced=asked.forced)
+        node.refused_until_ns = memory.now_ns + EXTENT_RETRY_NS
+        self.lost_pages += done.lost
+        self._send_release(node, done.extents)
+        answer = ReclaimAnswered(asked.device, asked.nr_pages, done.nr_pages, len(done.lost))
+        self.mail.send(self.spec["scheduler"], memory.now_ns, answer)
 
     def _sample(self, clock: Clock) -> None:
         when = {"epoch": clock.epoch, "time_ns": clock.end_ns, "host": self.name}
@@ -272,6 +304,8 @@ class Host:
             "waiting_nid": self.waiting_nid,
             "sent_traffic": dict(self.sent_traffic),
             "seen_accesses": self.seen_accesses.copy(),
+            "lost_pages": [list(row) for row in self.lost_pages],
+            "told_accesses": dict(sorted(self.told_accesses.items())),
             **({"story": self.memory.story.snapshot()} if self.memory.story is not None else {}),
         }
 
@@ -284,6 +318,8 @@ class Host:
         for name in ("epoch", "slice_start_ns", "turn", "waiting_nid"):
             setattr(self, name, snapshot[name])
         self.sent_traffic = dict(snapshot["sent_traffic"])
+        self.lost_pages = [list(row) for row in snapshot["lost_pages"]]
+        self.told_accesses = {int(nid): int(n) for nid, n in snapshot["told_accesses"].items()}
         self.seen_accesses[:] = snapshot["seen_accesses"]
         if self.memory.story is not None and "story" in snapshot:
             self.memory.story.restore(snapshot["story"])
@@ -325,6 +361,7 @@ class Host:
             "vmstat": dict(self.memory.vmstat.count),
             "nodes": nodes,
             "processes": programs,
+            **({"lost_pages": [list(row) for row in self.lost_pages]} if self.lost_pages else {}),
             **({"story": told.snapshot()} if told is not None else {}),
         }
 

@@ -66,6 +66,8 @@ class NodeSpec:
     decompress_ns: int = 0  # part of the latencies that the block cache saves
     link_ns: int = 0  # see link.py
     link_bandwidth: int = 0
+    request_pages: int = 0  # what the host asks a pool for at once; 0 for one extent
+    report_use: bool = False  # the pool hears how often its memory is accessed
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,10 @@ EVENTS = (
     "extents_granted",
     "extents_refused",
     "extents_released",
+    "extents_asked_back",
+    "extents_taken",  # by force
+    "extent_pages_lost",
+    "extent_kill",  # ours: processes killed because an extent with a page of theirs was taken
 )
 
 

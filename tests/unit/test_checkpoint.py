@@ -107,10 +107,10 @@ def test_another_schema_version_is_refused_not_called_damage(tmp_path: Path) -> 
 
 def test_another_message_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path)
-    monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", 3)
     with pytest.raises(CheckpointError) as caught:
         read_newest(tmp_path, IDENTITY, pytest.fail)
-    assert str(caught.value) == f"{path}: its messages have schema version 1, those of this privmem 2"
+    assert str(caught.value) == f"{path}: its messages have schema version 2, those of this privmem 3"
 
 
 def test_a_header_that_lies_about_its_arrays_is_damage(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_digest_depends_on_the_identity() -> None:
     assert len(digests) == 3
     assert run_identity(plan) == {
         "digest_schema": 1,
-        "message_schema": 1,
+        "message_schema": 2,
         "name": "fake",
         "seed": 1,
         "epoch_ns": 1000,

@@ -136,6 +136,16 @@ def test_accounts_follow_the_devices_answers():
                 "granted_since_boot_pages": 256,
                 "released_pages": 256,
                 "refused": {H0: 1, H1: 0},
+                "entitled_pages": {H0: 512, H1: 0},
+                "unallocated_pages": 256,
+                "partial_grants": 0,
+                "reclaims": 0,
+                "reclaimed_pages": 0,
+                "kept_pages": 0,
+                "lost_pages": 0,
+                "peak_pages": {H0: 256, H1: 256},
+                "peak_total_pages": 512,
+                "saved_pages": 0,
             }
         },
     }
@@ -154,10 +164,10 @@ def test_sample_once_an_epoch():
     assert s.step([], clock(999)).messages == []
     (message,) = s.step([], clock(1000)).messages
     assert (message.to, message.time_ns) == ("results", 1000)
-    row = {"epoch": 0, "time_ns": 1000, "device": "pool", "refused": 0}
-    assert message.body == Sample(
-        "scheduler", [row | {"host": H0, "granted_pages": 256}, row | {"host": H1, "granted_pages": 0}]
-    )
+    row = {"epoch": 0, "time_ns": 1000, "device": "pool", "refused": 0, "wanted_pages": 0, "asked_back_pages": 0}
+    h0 = {"host": H0, "granted_pages": 256, "entitled_pages": 256, "peak_pages": 256}
+    h1 = {"host": H1, "granted_pages": 0, "entitled_pages": 0, "peak_pages": 0}
+    assert message.body == Sample("scheduler", [row | h0, row | h1])
     assert s.step([], clock(1000)).messages == []
 
 
