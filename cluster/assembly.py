@@ -8,6 +8,7 @@ it is called.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from privmem.cluster.config import config_to_plain
 from privmem.cluster.config.models import (
     CompressedRam,
     Config,
+    ContentConfig,
     DeviceConfig,
     GeneratorContent,
     HostConfig,
@@ -69,7 +71,7 @@ def build(entry: ParticipantPlan, resources: dict[str, np.ndarray]) -> Participa
     if entry.kind == DEVICE:
         return make_device(entry.spec, resources)
     streams = [open_stream(spec, resources) for spec in entry.spec["streams"]]
-    return Host(entry.spec, streams)
+    return Host(entry.spec, streams, resources)
 
 
 def make_plan(config: Config, story_events: int = 0) -> Plan:
@@ -117,6 +119,7 @@ class _Assembly:
 
     def plan(self) -> Plan:
         hosts = [self._host(host, name) for host in self.config.hosts for name in host.names]
+        hosts = [self._with_contents(host) for host in hosts]
         devices = [self._device(name) for name in sorted(self.devices) if self.backs[name]]
         entries = [self._scheduler(), *devices, *hosts]
         return Plan(
@@ -179,6 +182,15 @@ class _Assembly:
         }
         return ParticipantPlan(host_address(name), HOST, spec, tuple(sorted(set(needed))))
 
+    def _with_contents(self, host: ParticipantPlan) -> ParticipantPlan:
+        """A host whose programs have literal pages makes their bytes itself."""
+        numbers = {program["source"] for program in host.spec["programs"]}
+        if not any("literal" in self.sources[number - 1] for number in numbers if number):
+            return host
+        needed = {v for s in self.sources for k, v in s.items() if k in ("rows", "table")}
+        spec = host.spec | {"content": self.sources}
+        return replace(host, spec=spec, resources=tuple(sorted({*host.resources, *needed})))
+
     def _node(self, node: NodeConfig, name: str) -> dict[str, Any]:
         behind = device_name(node, name)
         device = self.devices[behind]
@@ -220,7 +232,7 @@ class _Assembly:
             }
             if isinstance(process.content, GeneratorContent):
                 return stream, self._generator(process.content)
-            return stream, self._source(recording["image"])
+            return stream, self._source(recording["image"] | _literally(process.content))
         stream = _synthetic(workload)
         stream["seed"] = derive_seed(self.config.seed, f"{host}/{process.name}/{workload.seed}")
         assert isinstance(process.content, GeneratorContent)
@@ -252,7 +264,7 @@ class _Assembly:
             "random_bytes": content.random_bytes,
             "changed_bytes": content.changed_bytes,
         }
-        return self._source(spec)
+        return self._source(spec | _literally(content))
 
     def _source(self, spec: dict[str, Any]) -> int:
         key = repr(sorted(spec.items()))
@@ -343,6 +355,10 @@ class _Assembly:
         spec = {"name": SCHEDULER_NAME, "hosts": hosts, "devices": devices}
         planned = any(device["removals"] for device in devices.values())
         return ParticipantPlan(SCHEDULER_NAME, SCHEDULER, spec, wakes=planned)
+
+
+def _literally(content: ContentConfig) -> dict[str, bool]:
+    return {"literal": True} if content.literal else {}
 
 
 def _own_timing(device: DeviceConfig) -> dict[str, Any]:

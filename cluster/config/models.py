@@ -228,6 +228,11 @@ class RecordingContent(Model):
     """The pages that the recording of a replay workload holds."""
 
     kind: Literal["recording"] = Field(description="The page images of the workload's recording.")
+    literal: bool = Field(
+        default=False,
+        description="Whether pages travel to devices byte for byte, as those that programs wrote do, and not by "
+        "description: the device knows their bytes alone, and sends them back when a page leaves it.",
+    )
 
 
 class GeneratorContent(Model):
@@ -248,6 +253,11 @@ class GeneratorContent(Model):
         description="Bytes that a write changes. The default is a cache line.",
     )
     seed: Annotated[int, _Seed] = Field(default=0, description="Seed of the bytes.")
+    literal: bool = Field(
+        default=False,
+        description="Whether pages travel to devices byte for byte, as those that programs wrote do, and not by "
+        "description: the device knows their bytes alone, and sends them back when a page leaves it.",
+    )
 
 
 ContentConfig: TypeAlias = RecordingContent | GeneratorContent

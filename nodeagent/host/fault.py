@@ -14,6 +14,7 @@ import numpy as np
 from privmem.nodeagent.host import (
     huge_split,
     hugetlb_map,
+    literal,
     mlocked,
     numa_balancing,
     pagetables,
@@ -216,6 +217,7 @@ def copy_on_write(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
         return FAULT_NS
     old = remove_mapping(memory, slot)  # not what it was before the allocation, if that demoted it
     memory.frames.version[new] = memory.frames.version[old]
+    literal.copied(memory, old, new)
     map_page(memory, slot, new, writable=True, dirty=True)
     memory.lru_batches.add(task.cpu, new)
     drop_if_unused(memory, old)

@@ -172,6 +172,7 @@ def truncate(memory: Memory, tasks: Iterable[Task], file: OpenFile, nr_pages: in
         release(memory, holder, index)
     holder.nr_pages = nr_pages
     holder.on_disk = {index: version for index, version in holder.on_disk.items() if index < nr_pages}
+    memory.literal.truncated(holder.object_id, nr_pages)
     return 0
 
 

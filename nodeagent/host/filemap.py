@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb_map, readahead, swap, swap_cache
+from privmem.nodeagent.host import hugetlb_map, literal, readahead, swap, swap_cache
 from privmem.nodeagent.host.accessed import mark_accessed
 from privmem.nodeagent.host.costs import FAULT_NS, FILE_READ_NS
 from privmem.nodeagent.host.drivers.owner import owner_context
@@ -87,6 +87,7 @@ def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool)
             return FAULT_NS
         pfn = holder.pages[index]  # not what it was before the allocation, if that demoted it
         memory.frames.version[own] = memory.frames.version[pfn]
+        literal.copied(memory, pfn, own)
         map_page(memory, vma.slot_of(vpn), own, writable=True, dirty=True)
         memory.lru_batches.add(task.cpu, own)
         return FAULT_NS
@@ -177,6 +178,7 @@ def fill(memory: Memory, task: Task, holder: MemObject, index: int, vma: Vma | N
     holder.pages[index] = pfn
     if index in holder.on_disk:
         memory.frames.version[pfn] = holder.on_disk[index]
+    literal.read_from_disk(memory, holder.object_id, index, pfn)
     if memory.story is not None:
         memory.story.cached(holder, index, pfn, by_mapping)
     memory.lru_add(pfn)

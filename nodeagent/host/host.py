@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from privmem.nodeagent.host import far_memory, numa_balancing, oom, pool_return
+import numpy as np
+
+from privmem.nodeagent.host import far_memory, literal, numa_balancing, oom, pool_return
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.costs import ACCESS_BYTES
 from privmem.nodeagent.host.cram.registration import adopt_devices
@@ -31,6 +33,7 @@ from privmem.scheduler.messages import (
     ExtentRefused,
     ExtentUse,
     Message,
+    PagesLoaded,
     PagesStored,
     ReclaimAnswered,
     ReclaimExtent,
@@ -51,10 +54,16 @@ class Host:
 
     `spec` is plain data: {"name", "scheduler", "slice_ns", "sample_every", "design", "topology", "nodes":
     [NodeSpec fields], "sysctl": {...}, "programs": [ProgramSpec fields and "policy"]} and, if the story of its
-    pages is to be kept, "story": most events of it; `streams` the access stream of each program, in order.
+    pages is to be kept, "story": most events of it; with literal programs "content", the table of sources, whose
+    arrays are in `resources`. `streams`: the access stream of each program, in order.
     """
 
-    def __init__(self, spec: dict[str, Any], streams: Sequence[AccessStream]) -> None:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        streams: Sequence[AccessStream],
+        resources: dict[str, np.ndarray] | None = None,
+    ) -> None:
         self.spec = spec
         self.name: str = spec["name"]
         self.mail = Mailer(self.name)
@@ -66,6 +75,8 @@ class Host:
         story_events = spec.get("story", 0)
         if story_events:
             self.memory.story = Story(self.memory, events_max=story_events)
+        #: Content sources of programs whose pages travel byte for byte; none without such a program.
+        self.memory.literal.take_sources(spec.get("content", []), resources or {})
         self._node_of_device = {n.spec.device: n for n in self.memory.nodes.values()}
         adopt_devices(self.memory)
         self.programs: list[Program] = []
@@ -132,6 +143,8 @@ class Host:
                 node = self._node_of_device[message.sender]
                 node.unacknowledged_pages -= body.count
                 node.credit_pages = body.credit_pages
+            case PagesLoaded():
+                literal.came_back(self.memory, message.sender, body)
             case DeviceReport():
                 node = self._node_of_device[message.sender]
                 node.device_ns = [body.read_ns, body.write_ns]

@@ -13,7 +13,7 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb
+from privmem.nodeagent.host import hugetlb, literal
 from privmem.nodeagent.host.costs import FAULT_NS, HUGE_CLEAR_NS, WP_FAULT_NS
 from privmem.nodeagent.host.high_order import HPAGE_PAGES, Reservation
 from privmem.nodeagent.host.hugetlb import pool_of, return_page, take_page
@@ -142,6 +142,8 @@ def write_fault(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:
     if new < 0:
         return FAULT_SIGBUS
     frames.version[new : new + HPAGE_PAGES] = frames.version[head : head + HPAGE_PAGES]
+    for offset in range(HPAGE_PAGES):
+        literal.copied(memory, head + offset, new + offset)
     unmap(memory, vma.cut(base, base + HPAGE_PAGES))
     _map(memory, slot, new, PTE_PRESENT | PTE_ACCESSED | PTE_WRITABLE)
     table.pte[vma.slot_of(vpn)] |= np.uint32(PTE_DIRTY)
@@ -166,6 +168,7 @@ def _alloc(memory: Memory, task: Task, vma: Vma, huge_index: int) -> int:
         pool.reserved -= 1
     frames = memory.frames
     frames.version[head : head + HPAGE_PAGES] = 0
+    literal.released(memory, np.arange(head, head + HPAGE_PAGES))
     for pfn in range(head, head + HPAGE_PAGES):
         note_origin(memory, pfn, Reason.HUGETLB, task.pid)
     return head

@@ -14,7 +14,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from privmem.nodeagent.host import thp
+from privmem.nodeagent.host import literal, thp
 from privmem.nodeagent.host.blocks import Effort, alloc_block, free_block
 from privmem.nodeagent.host.fault import drop_if_unused, handle_fault, remove_mapping
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
@@ -236,6 +236,7 @@ def _copy(memory: Memory, vma: Vma, slot: int, head: int) -> None:
             continue
         old = remove_mapping(memory, slot + offset)
         frames.version[head + offset] = frames.version[old]
+        literal.copied(memory, old, head + offset)
         if entry & PTE_DIRTY or frames.flags[old] & PG_DIRTY:
             frames.flags[head + offset] |= np.uint16(PG_DIRTY)
         drop_if_unused(memory, old)

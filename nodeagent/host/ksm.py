@@ -35,7 +35,7 @@ _READ_ONLY = np.uint32(0xFFFFFFFF ^ (PTE_WRITABLE | PTE_DIRTY))
 
 def scan(memory: Memory, tasks: list[Task], areas: list[Area]) -> int:
     """One full scan of ksmd over the areas of these tasks: how many pages were merged away."""
-    kept: dict[tuple[int, int, int], int] = {}
+    kept: dict[tuple[int, int, int] | bytes, int] = {}
     merged = 0
     by_mm = {task.mm.mm_id: task for task in tasks}
     for mm_id, start, end in areas:
@@ -46,7 +46,7 @@ def scan(memory: Memory, tasks: list[Task], areas: list[Area]) -> int:
     return merged
 
 
-def _merge(memory: Memory, slot: int, kept: dict[tuple[int, int, int], int]) -> int:
+def _merge(memory: Memory, slot: int, kept: dict[tuple[int, int, int] | bytes, int]) -> int:
     """Look at one page: 1 when it went for an equal one, 0 when it stays."""
     entry = int(memory.page_table.pte[slot])
     if not entry & PTE_PRESENT:
@@ -59,7 +59,7 @@ def _merge(memory: Memory, slot: int, kept: dict[tuple[int, int, int], int]) -> 
     source, index = memory.page_table.content_of(np.array([slot], dtype=np.int64))
     version = int(memory.frames.version[pfn])
     key = (int(source[0]), int(index[0]) if source[0] else 0, version if source[0] else 0)
-    keeper = kept.setdefault(key, pfn)
+    keeper = kept.setdefault(memory.literal.written.get(pfn, key), pfn)
     if keeper == pfn:
         return 0
     _protect(memory, keeper)

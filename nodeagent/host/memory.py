@@ -22,6 +22,7 @@ from privmem.nodeagent.host.high_order import HighOrder
 from privmem.nodeagent.host.kernel_pages import KernelPages
 from privmem.nodeagent.host.layout import LRU_UNEVICTABLE, NIL, NR_LRU_LISTS, PG_LRU, PG_OBJECT
 from privmem.nodeagent.host.link import Link
+from privmem.nodeagent.host.literal import LiteralPages
 from privmem.nodeagent.host.locked_slots import LockedSlots
 from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.memcg_tree import MemcgTree
@@ -215,7 +216,7 @@ class Memory:
         #: Accesses by node: reads, writes.
         self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
         self.block_caches = BlockCaches(specs)
-        self.outgoing = Outgoing()
+        self.outgoing, self.literal = Outgoing(), LiteralPages()
         self.kernel_pages = KernelPages()
         #: Who wants to hear what happens to pages (story.py).
         self.story: Story | None = None
@@ -386,6 +387,7 @@ class Memory:
             "nr_accesses": self.nr_accesses.copy(),
             "block_caches": self.block_caches.snapshot(),
             "outgoing": self.outgoing.snapshot(),
+            "literal": self.literal.snapshot(),
             "interleave_weights": dict(sorted(self.resolver.weights.items())),
             "kernel_pages": self.kernel_pages.snapshot(),
             "nodes": {nid: _node_snapshot(node) for nid, node in self.nodes.items()},
@@ -410,6 +412,7 @@ class Memory:
         for name in ("lru_head", "lru_tail", "lru_size", "nonresident_age", "numastat", "nr_accesses"):
             getattr(self, name)[:] = snapshot[name]
         self.outgoing.restore(snapshot["outgoing"])
+        self.literal.restore(snapshot["literal"])
         self.block_caches.restore(snapshot["block_caches"])
         self.resolver.weights = {int(nid): int(w) for nid, w in snapshot["interleave_weights"].items()}
         self.kernel_pages.restore(snapshot["kernel_pages"])

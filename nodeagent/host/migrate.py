@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
-from privmem.nodeagent.host import huge_split, mlocked
+from privmem.nodeagent.host import huge_split, literal, mlocked
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
 from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_SWAPCACHE, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
@@ -103,6 +103,8 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
             memory.object_moved(int(pfns[at]), int(new[at]))
         else:
             memory.swap.moved(int(pfns[at]), int(new[at]))
+    literal.ask_back(memory, source, pfns)
+    memory.literal.moved(pfns, new)
     if target.spec.stores:
         store_content(memory, target, new)
     if memory.story is not None:
@@ -123,13 +125,10 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
 def store_content(memory: Memory, target: Node, pfns: np.ndarray) -> None:
     """Queue the content of frames of a storing node for its device; counts against the device's credit."""
     frames = memory.frames
-    source, index = memory.page_table.content_of(frames.rmap[pfns].astype(np.int64))
-    for at in np.flatnonzero(frames.flags[pfns] & PG_OBJECT).tolist():
-        source[at], index[at] = memory.object_content(int(pfns[at]))
-    unmapped = (frames.rmap[pfns] == 0) & (frames.flags[pfns] & PG_SWAPCACHE != 0)
-    for at in np.flatnonzero(unmapped).tolist():
-        source[at], index[at] = memory.swap.content_of(int(pfns[at]))
-    memory.outgoing.store(target.spec.device, pfns - target.start_pfn, source, index, frames.version[pfns])
+    source, index = literal.described(memory, pfns)
+    version = frames.version[pfns]
+    bodies = literal.to_send(memory, pfns, source, index, version)
+    memory.outgoing.store(target.spec.device, pfns - target.start_pfn, source, index, version, bodies)
     memory.block_caches.forget(target.nid, pfns)
     target.unacknowledged_pages += len(pfns)
 

@@ -11,25 +11,37 @@ from typing import Any
 
 import numpy as np
 
-from privmem.scheduler.messages import Body, FreePages, StorePages
+from privmem.scheduler.abi import PAGE_SIZE
+from privmem.scheduler.messages import Body, FreePages, LoadPages, StorePages
 
-_STORE, _FREE = 0, 1
+_STORE, _FREE, _LOAD = 0, 1, 2
 
 
 class Outgoing:
     """Ordered page operations by device."""
 
     def __init__(self) -> None:
-        #: device -> list of [kind, dpa list, source list, index list, version list]
+        #: device -> list of [kind, dpa list, source list, index list, version list, bytes of literal pages]
         self._runs: dict[str, list[list[Any]]] = {}
 
     def store(
-        self, device: str, dpa: np.ndarray, source: np.ndarray, index: np.ndarray, version: np.ndarray
+        self,
+        device: str,
+        dpa: np.ndarray,
+        source: np.ndarray,
+        index: np.ndarray,
+        version: np.ndarray,
+        literal: list[bytes],
     ) -> None:
-        """Queue pages to be kept by `device`; arrays as in messages.StorePages."""
+        """Queue pages to be kept by `device`; arrays as in messages.StorePages, `literal` page by page."""
         run = self._run(device, _STORE)
-        for column, values in zip(run[1:], (dpa, source, index, version), strict=True):
+        for column, values in zip(run[1:5], (dpa, source, index, version), strict=True):
             column.extend(values.tolist())
+        run[5].extend(literal)
+
+    def load(self, device: str, dpa: np.ndarray) -> None:
+        """Queue a request for the content of pages."""
+        self._run(device, _LOAD)[1].extend(dpa.tolist())
 
     def free(self, device: str, dpa: np.ndarray) -> None:
         """Queue pages that the device may forget."""
@@ -38,17 +50,17 @@ class Outgoing:
     def _run(self, device: str, kind: int) -> list[Any]:
         runs = self._runs.setdefault(device, [])
         if not runs or runs[-1][0] != kind:
-            runs.append([kind, [], [], [], []])
+            runs.append([kind, [], [], [], [], []])
         return runs[-1]
 
     def take(self) -> list[tuple[str, Body]]:
         """All messages, by device name and then in order; the queue is empty afterwards."""
         taken: list[tuple[str, Body]] = []
         for device in sorted(self._runs):
-            for kind, dpa, source, index, version in self._runs[device]:
+            for kind, dpa, source, index, version, literal in self._runs[device]:
                 pages = np.array(dpa, dtype=np.int32)
-                if kind == _FREE:
-                    taken.append((device, FreePages(pages)))
+                if kind != _STORE:
+                    taken.append((device, FreePages(pages) if kind == _FREE else LoadPages(pages)))
                     continue
                 taken.append(
                     (
@@ -58,7 +70,7 @@ class Outgoing:
                             np.array(source, dtype=np.uint16),
                             np.array(index, dtype=np.uint32),
                             np.array(version, dtype=np.uint16),
-                            np.zeros((0, 4096), dtype=np.uint8),
+                            np.frombuffer(b"".join(literal), dtype=np.uint8).reshape(-1, PAGE_SIZE),
                         ),
                     )
                 )

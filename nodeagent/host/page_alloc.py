@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from privmem.nodeagent.host import literal
 from privmem.nodeagent.host.cram import freeing
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_OBJECT, PG_UNINVITED
 from privmem.nodeagent.host.memory import (
@@ -182,6 +183,7 @@ def free_page(memory: Memory, pfn: int) -> None:
 
 def free_unused_page(memory: Memory, pfn: int) -> None:
     """Give back a frame that nothing was put into: a storing device never heard of it."""
+    literal.released(memory, np.array([pfn]))
     memory.frames.flags[pfn] = 0
     if memory.memcg.active:
         memory.memcg.uncharge(np.array([pfn]))
@@ -193,6 +195,7 @@ def free_unused_page(memory: Memory, pfn: int) -> None:
 
 def release_frames(memory: Memory, node: Node, pfns: np.ndarray) -> None:
     """Give frames of one node back to its buddy."""
+    literal.released(memory, pfns)
     if node.spec.stores:
         memory.outgoing.free(node.spec.device, pfns - node.start_pfn)
     if memory.cram.owns(node.nid):

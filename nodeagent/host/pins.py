@@ -13,7 +13,7 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb_map
+from privmem.nodeagent.host import hugetlb_map, literal
 from privmem.nodeagent.host.fault import drop_if_unused, handle_fault, map_page, remove_mapping
 from privmem.nodeagent.host.layout import (
     PG_ALLOCATED,
@@ -104,6 +104,7 @@ def copy_at_fork(memory: Memory, child: Task, vma: Vma, child_slot: int) -> None
         if new < 0:
             continue
         memory.frames.version[new] = memory.frames.version[pfn]
+        literal.copied(memory, pfn, new)
         remove_mapping(memory, child_slot + offset)
         map_page(memory, child_slot + offset, new, writable=vma.writable)
         memory.frames.flags[pfn] |= np.uint16(PG_EXCLUSIVE)  # a pinned page is never shared

@@ -17,6 +17,7 @@ import numpy as np
 from privmem.nodeagent.host import (
     file_io,
     hugetlb_map,
+    literal,
     madvise,
     migrate_calls,
     mlock,
@@ -215,13 +216,20 @@ class Process:
         done = self._transfer(file_io.read, file, length, offset)
         if into is not None and done:
             self._use_buffer(into, done, True)
+            if self.kernel.memory.literal.known:
+                start = file.position - (done >> PAGE_SHIFT) if offset is None else _page_of(offset)
+                self.poke(into, literal.read_file(self.kernel.memory, file.object_id, start, done))
         return done
 
     def write(self, file: OpenFile, length: int, offset: int | None = None, source: int | None = None) -> int:
         """write(2), or pwrite(2) with an offset: bytes written. `source`: the buffer, whose pages are read."""
         if source is not None and length:
             self._use_buffer(source, length, False)
-        return self._transfer(file_io.write, file, length, offset)
+        done = self._transfer(file_io.write, file, length, offset)
+        if source is not None and self.kernel.memory.literal.known:
+            start = file.position - (done >> PAGE_SHIFT) if offset is None else _page_of(offset)
+            literal.write_file(self.kernel.memory, file.object_id, start, self.peek(source, done))
+        return done
 
     def _transfer(
         self,
@@ -276,6 +284,27 @@ class Process:
                 self.killed = True
                 self.die()
                 raise Signalled(signal.SIGKILL, "the OOM killer chose this process")
+
+    def poke(self, addr: int, part: bytes) -> None:
+        """Store bytes from an address on, page by page: what `touch` does, with data. Needs no border of pages."""
+        memory, end, done = self.kernel.memory, addr + len(part), addr
+        while done < end:
+            nr = min(end, (done | PAGE_SIZE - 1) + 1) - done
+            self.touch(done & -PAGE_SIZE, PAGE_SIZE, write=True)
+            pfn = literal.frame_at(memory, self.task, done >> PAGE_SHIFT)
+            literal.write(memory, pfn, done % PAGE_SIZE, part[done - addr : done - addr + nr])
+            done += nr
+
+    def peek(self, addr: int, length: int) -> bytes:
+        """Load bytes from an address on."""
+        memory, parts, done = self.kernel.memory, [], addr
+        while done < addr + length:
+            nr = min(addr + length, (done | PAGE_SIZE - 1) + 1) - done
+            self.touch(done & -PAGE_SIZE, PAGE_SIZE, write=False)
+            page = literal.read(memory, literal.frame_at(memory, self.task, done >> PAGE_SHIFT))
+            parts.append(page[done % PAGE_SIZE :][:nr])
+            done += nr
+        return b"".join(parts)
 
     # -- NUMA
 

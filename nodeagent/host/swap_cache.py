@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from privmem.nodeagent.host import literal
 from privmem.nodeagent.host.costs import SWAP_RAM_NS, SWAP_READ_NS, SWAP_WRITE_NS
 from privmem.nodeagent.host.layout import PG_DIRTY, PG_SWAPCACHE
 from privmem.nodeagent.host.memory import Memory
@@ -51,6 +52,8 @@ def write_out(memory: Memory, pfn: int) -> int:
     if int(frames.flags[pfn]) & PG_DIRTY:
         frames.flags[pfn] &= _CLEAN
         frames.version[pfn : pfn + 1] += np.uint16(1)
+    literal.ask_back(memory, memory.nodes[frames.nid_of(pfn)], np.array([pfn]))
+    memory.literal.swapped_out(pfn, slot)
     if area.version[slot] == frames.version[pfn]:
         return 0
     area.version[slot] = frames.version[pfn]
@@ -88,6 +91,7 @@ def free_swap_and_cache(memory: Memory, slot: int) -> None:
 def read_slot(memory: Memory, pfn: int, slot: int) -> None:
     """`swap_readpage` into a new frame."""
     memory.frames.version[pfn] = memory.swap.version[slot]
+    memory.literal.swapped_in(pfn, slot)
     memory.vmstat.add("pswpin")
 
 

@@ -70,6 +70,8 @@ EVENTS = (
     "pgcontig_reclaim",  # occupants that a contiguous range of a withdrawn node sent to swap (F1's name)
     "cram_oom",  # ours: processes killed because a balloon could not converge (F1)
     "cram_hot_dropped",  # ours: reports of hot pages that found the ring full
+    "literal_sent",  # ours: pages whose bytes went to a device
+    "literal_returned",  # ours: pages whose bytes came back from one, checked
     "extents_requested",
     "extents_granted",
     "extents_refused",

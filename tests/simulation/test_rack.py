@@ -161,3 +161,36 @@ def test_a_trace_without_page_contents_needs_others(tmp_path):
         make_plan(load_config(rack))
     rack.write_text(f"{text}    processes: [{{name: p, {replay}, content: {{kind: generator}}}}]\n")
     assert run(make_plan(load_config(rack))).summary["accesses"] == 2 * 9
+
+
+LITERAL = (
+    "hosts[h].processes[zipf].content.literal=true",
+    "hosts[h].processes[hotset].content.literal=true",
+)
+
+
+def test_literal_pages_take_every_way_and_change_no_figure(plain_run):
+    """Bytes go down to the compressed devices and to the pool, and come back; all else is as with descriptions."""
+    literal = run(rack_plan(*LITERAL), validate=True)
+    for host, described in plain_run.summary["hosts"].items():
+        counted = dict(literal.summary["hosts"][host]["vmstat"])
+        sent, returned = counted.pop("literal_sent"), counted.pop("literal_returned")
+        assert sent > returned > 100
+        assert counted.items() <= described["vmstat"].items()
+        assert literal.summary["hosts"][host]["nodes"] == described["nodes"]
+    for device, described in plain_run.summary["devices"].items():
+        for figure in ("ratio", "ratio_in", "used_bytes", "pages_in"):
+            assert literal.summary["devices"][device].get(figure) == described.get(figure), (device, figure)
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_other_codecs_and_kept_bytes(codec, plain_run):
+    """With bytes kept and checked, literal ones of one process among them."""
+    memory = "hosts[h].nodes[2].memory"
+    made = run(
+        rack_plan(f"{memory}.codec={codec}", f"{memory}.keep_bytes=true", LITERAL[0]),
+        validate=True,
+    )
+    assert all(host["vmstat"]["literal_returned"] > 0 for host in made.summary["hosts"].values())
+    ratios = [d["ratio"] for d in made.summary["devices"].values() if d["class"] == "compressed-ram"]
+    assert all(ratio >= 1 and (ratio > 1.5) == (codec == "zstd") for ratio in ratios)

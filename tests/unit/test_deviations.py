@@ -11,7 +11,6 @@ from kernel_box import D0, D1, HUGE, VPN, Box, P, hugetlb_mmap
 from privmem.nodeagent.device.compression import CompressionEngine
 from privmem.nodeagent.host import filemap, hugetlb, khugepaged, move_calls, syscalls, thp
 from privmem.scheduler.abi import MPOL_MF_MOVE
-from privmem.scheduler.messages import StorePages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,14 +42,6 @@ def test_hot_threshold_is_fixed(rack, stream):
     before = r.memory.numa_balancing.hot_threshold_ns
     r.run()
     assert r.memory.numa_balancing.hot_threshold_ns == before
-
-
-def test_hosts_send_no_literal_bytes(rack, stream):
-    r = rack([stream(900, [(page, True) for page in range(900)])])
-    r.run()
-    stores = [m.body for m in r.sent if isinstance(m.body, StorePages)]
-    assert stores
-    assert all(len(body.literal) == 0 for body in stores)
 
 
 def test_hosts_of_runs_have_no_balloon(rack, stream):

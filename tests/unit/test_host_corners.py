@@ -228,7 +228,7 @@ def test_a_snapshot_of_what_is_to_be_sent_does_not_change_afterwards():
     outgoing.free("d", np.array([1]))
     taken = outgoing.snapshot()
     outgoing.free("d", np.array([2]))
-    assert taken == {"d": [[1, [1], [], [], []]]}
+    assert taken == {"d": [[1, [1], [], [], [], []]]}
 
 
 def mapped_on_cxl(rack, nr_pages, start=0):
