@@ -10,7 +10,7 @@ import errno
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, core, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,11 +21,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from privmem.nodeagent.host import madvise, memcg
 from privmem.nodeagent.host.drivers.owner import OwnerPages
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_UNINVITED, PTE_PFN_SHIFT, PTE_PRESENT, PTE_WRITABLE
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
 from privmem.nodeagent.host.process import Signalled
+from privmem.nodeagent.host.swap import swapon
+from privmem.scheduler import plain
 from privmem.scheduler.abi import Feature, Mpol, Reason
 from privmem.scheduler.isolation import DESIGNS
 
@@ -64,6 +67,11 @@ EXPECTED = {
     errno.ESRCH, errno.EEXIST, errno.EAGAIN, errno.EPERM,
 }  # fmt: skip
 
+ADVICE = [
+    madvise.MADV_NORMAL, madvise.MADV_RANDOM, madvise.MADV_WILLNEED, madvise.MADV_FREE, madvise.MADV_COLD,
+    madvise.MADV_PAGEOUT, madvise.MADV_PAGEOUT, madvise.MADV_POPULATE_READ, madvise.MADV_POPULATE_WRITE,
+]  # fmt: skip
+
 masks = st.sets(st.sampled_from(list(PAGES)), max_size=4)
 areas = st.sampled_from(AREAS)
 modes = st.sampled_from([int(m) for m in Mpol if m <= Mpol.PREFERRED_MANY])
@@ -75,8 +83,8 @@ class Machine(RuleBasedStateMachine):
 
     design = "private-zonelist"
 
-    @initialize(demotion=st.booleans())
-    def boot(self, demotion):
+    @initialize(demotion=st.booleans(), swap=st.sampled_from([0, 40, 400]), readahead=st.sampled_from([0, 8]))
+    def boot(self, demotion, swap, readahead):
         nodes = [
             NodeBoot(
                 nid,
@@ -90,8 +98,10 @@ class Machine(RuleBasedStateMachine):
             )
             for nid, pages in PAGES.items()
         ]
-        knobs = Sysctl(NumaBalancing(mode=0), demotion_enabled=demotion)
+        knobs = Sysctl(NumaBalancing(mode=0), demotion_enabled=demotion, readahead_pages=readahead)
         self.kernel = Kernel(nodes, DISTANCES, self.design, knobs)
+        if swap:
+            assert swapon(self.kernel.memory, swap, page_cluster=3) == 0
         self.owners = OwnerPages(self.kernel.memory)
         self.file = self.kernel.create_file("f", FILE_PAGES)
         self.kernel.create_cgroup("tenant")
@@ -168,6 +178,73 @@ class Machine(RuleBasedStateMachine):
             self.attempt(process.mmap, 128 * PAGE, addr=area)
             self.attempt(process.touch, area, 128 * PAGE)
 
+    @rule(pick=st.integers(0, 9), area=areas, nr=st.integers(12, 24), advice=st.sampled_from(ADVICE))
+    def madvise(self, pick, area, nr, advice):
+        self.attempt(self.alive(pick).madvise, area, nr * PAGE, advice)
+
+    @rule(
+        pick=st.integers(0, 9),
+        area=areas,
+        at=st.integers(0, 12),
+        nr=st.integers(1, 12),
+        how=st.integers(0, 2),
+    )
+    def mlock(self, pick, area, at, nr, how):
+        process = self.alive(pick)
+        if how:
+            self.attempt(process.mlock, area + at * PAGE, nr * PAGE, how == 2)
+        else:
+            self.attempt(process.munlock, area + at * PAGE, nr * PAGE)
+
+    @rule(
+        pick=st.integers(0, 9),
+        area=areas,
+        at=st.integers(0, 12),
+        nr=st.integers(1, 12),
+        prot=st.integers(0, 3),
+    )
+    def mprotect(self, pick, area, at, nr, prot):
+        self.attempt(self.alive(pick).mprotect, area + at * PAGE, nr * PAGE, prot)
+
+    @rule(
+        pick=st.integers(0, 9),
+        area=areas,
+        to=areas,
+        old=st.integers(1, 24),
+        new=st.integers(1, 24),
+        flags=st.sampled_from([0, 1, 1, 3, 5]),
+    )
+    def mremap(self, pick, area, to, old, new, flags):
+        where = {"new_addr": to + 0x30 * PAGE} if flags & 2 else {}
+        self.attempt(self.alive(pick).mremap, area, old * PAGE, new * PAGE, flags, **where)
+
+    @rule(
+        pick=st.integers(0, 9), area=areas, nr=st.integers(1, 6), write=st.booleans(), longterm=st.booleans()
+    )
+    def pin(self, pick, area, nr, write, longterm):
+        self.attempt(self.alive(pick).pin, area, nr * PAGE, write, longterm)
+
+    @rule(pick=st.integers(0, 9))
+    def unpin(self, pick):
+        self.alive(pick).unpin()
+
+    @rule(
+        pick=st.integers(0, 9), at=st.integers(0, FILE_PAGES - 1), nr=st.integers(1, 12), write=st.booleans()
+    )
+    def read_or_write(self, pick, at, nr, write):
+        process = self.alive(pick)
+        file = process.open(self.file)
+        self.attempt(process.write if write else process.read, file, nr * PAGE, at * PAGE)
+        process.close(file)
+
+    @rule(limit=st.sampled_from([None, 40, 80, 160]))
+    def memory_max(self, limit):
+        self.kernel.write_memory_max("tenant", limit)
+
+    @rule(nr=st.integers(1, 40))
+    def memory_reclaim(self, nr):
+        assert memcg.memory_reclaim(self.kernel.memory, "tenant", nr) in (0, -errno.EAGAIN)
+
     # -- policies
 
     @rule(pick=st.integers(0, 9), mode=modes, flags=mode_flags, nodes=masks)
@@ -239,6 +316,13 @@ class Machine(RuleBasedStateMachine):
         for pfn in sorted(self.owners.held)[:nr]:
             self.owners.free(pfn)
 
+    @rule()
+    def checkpoint(self):
+        memory = self.kernel.memory
+        before = plain.digest(memory.snapshot())
+        memory.restore(memory.snapshot())
+        assert plain.digest(memory.snapshot()) == before
+
     # -- what must hold
 
     @invariant()
@@ -275,6 +359,8 @@ class Machine(RuleBasedStateMachine):
             return [Feature.NONE]  # that design's door opens to everyone who names the node
         if self.design == "gfp-private" and reason is Reason.USER_MOVE:
             return [Feature.USER_NUMA, Feature.DEMOTION]  # whatever supplies `migrate_to`
+        if self.design == "gfp-private" and reason is Reason.PAGECACHE:
+            return [Feature.USER_NUMA]  # a fault in a mapped file, by the mapping's policy
         return [DOORS[reason]] if reason in DOORS else []
 
     @invariant()
@@ -289,6 +375,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def run(design, examples, steps):
+    """Always the same programs, unless `pytest --hypothesis-seed=N` asks for others."""
     machine = type("Machine", (Machine,), {"design": design})
     run_state_machine_as_test(
         machine,
@@ -296,7 +383,9 @@ def run(design, examples, steps):
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
-            derandomize=True,
+            derandomize=core.global_force_seed is None,
+            database=None,
+            phases=(Phase.explicit, Phase.generate),  # shrinking takes minutes; the last steps tell enough
             suppress_health_check=list(HealthCheck),
         ),
     )
