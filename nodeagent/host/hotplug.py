@@ -246,9 +246,8 @@ class Hotplug:
         error = hugetlb.dissolve_free_pages(memory, first, part.nr_pages)
         if error:
             return error
-        balloon.leave_range(memory, nid, first, part.nr_pages)
         flags = memory.frames.flags[pfns]
-        residents = pfns[flags & PG_ALLOCATED != 0]
+        residents = pfns[(flags & PG_ALLOCATED != 0) & ~balloon.holds(memory, nid, first, part.nr_pages)]
         if len(residents):
             if self.keeps_residents.get(nid):
                 return self._stuck(part, nid, residents, "the owner keeps residents on its device")
@@ -260,6 +259,7 @@ class Hotplug:
             error = self._move_out(node, residents)
             if error:
                 return self._failed(part, nid, "migration failure")
+        balloon.leave_range(memory, nid, first, part.nr_pages)
         if not node.buddy.remove_range(first, part.nr_pages):
             return -errno.EBUSY
         node.managed_pages -= part.nr_pages

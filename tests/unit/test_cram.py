@@ -311,6 +311,7 @@ def test_frames_of_the_balloon_move():
     assert balloon.migrate_page(memory, first + 5, C) == -errno.EINVAL
     assert (cram.balloon_pages, len(cram.balloon)) == (512, 3)
     assert balloon.migrate_page(memory, first, D) == -errno.ENOENT
+    kernel.cram_worker()
     assert (cram.balloon_pages, memory.nodes[C].balloon_pages) == (511, 511)
     kernel.validate()
 
@@ -323,8 +324,23 @@ def test_offline_takes_the_balloon_along(design):
     assert kernel.offline(C) == 0
     assert (kernel.memory.nodes[C].balloon_pages, kernel.memory.nodes[C].managed_pages) == (0, 0)
     assert kernel.online(C) == 0
+    device.write("balloon_target", "2048")
     kernel.cram_worker()
     assert kernel.memory.nodes[C].balloon_pages == 2048
+    kernel.validate()
+
+
+def test_a_range_that_stays_keeps_its_balloon():
+    kernel = make(F3)
+    ranges = [(0, 2048), (2048, 2048)]
+    registration.cram_register(kernel.hotplug, C, ranges, Feature.RECLAIM, "x")
+    capacity.set_target(kernel.memory, C, 1024)
+    kernel.cram_worker()
+    assert kernel.offline(C, 2048) == 0
+    kernel.cram_worker()
+    assert kernel.memory.nodes[C].balloon_pages == 1024
+    assert kernel.offline(C, 0) == 0
+    assert kernel.memory.cram.nodes[C].target_pages == 0
     kernel.validate()
 
 

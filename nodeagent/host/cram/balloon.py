@@ -266,6 +266,7 @@ def migrate_page(memory: Memory, pfn: int, target_nid: int, locked: bool = False
     _cut(cram, at, pfn, 1)
     if off_node:
         _let_go(memory, node, pfn, 1)
+        cram.target_pages = max(0, cram.target_pages - 1)
         memory.setup_watermarks()
         return -errno.ENOENT
     new = node.buddy.alloc(0)
@@ -276,9 +277,18 @@ def migrate_page(memory: Memory, pfn: int, target_nid: int, locked: bool = False
     return 0
 
 
+def holds(memory: Memory, nid: int, first: int, nr_pages: int) -> np.ndarray:
+    """Which frames of [first, first + nr_pages) are the balloon's."""
+    mine = np.zeros(nr_pages, dtype=bool)
+    cram = memory.cram.nodes.get(nid)
+    for start, size in [] if cram is None else cram.balloon:
+        mine[max(0, start - first) : max(0, start + size - first)] = True
+    return mine
+
+
 def leave_range(memory: Memory, nid: int, first: int, nr_pages: int) -> int:
-    """Memory goes offline: frames of the balloon in [first, first + nr_pages) are free again, and the balloon
-    is smaller by as many, which the worker makes good elsewhere if it can. How many.
+    """Memory goes offline: frames of the balloon in [first, first + nr_pages) are free again, and the balloon and
+    its target are smaller by as many. How many.
     """
     cram = memory.cram.nodes.get(nid)
     if cram is None:
@@ -290,6 +300,7 @@ def leave_range(memory: Memory, nid: int, first: int, nr_pages: int) -> int:
             _cut(cram, _position(cram, low), low, high - low)
             _let_go(memory, memory.nodes[nid], low, high - low)
             left += high - low
+    cram.target_pages = max(0, cram.target_pages - left)
     return left
 
 

@@ -22,6 +22,8 @@ from privmem.scheduler.abi import Feature
 if TYPE_CHECKING:
     from privmem.nodeagent.host.kernel import Kernel
 
+#: Bits that F3 knows, the fence as what is missing.
+_LATEST = Feature.RECLAIM | Feature.COMPACTION | Feature.USER_WRITE
 #: Names of a mask that are not features of their own: the fence is what `user_write` lacks.
 _FENCE = ("write_fence", "protect_write")
 
@@ -105,7 +107,9 @@ class CramDax:
         if self.state == hotplug.ONLINE:
             return -errno.EBUSY
         features = fenced_features(text)
-        if features is None:
+        if features is None or features & Feature.PUBLIC:
+            return -errno.EINVAL
+        if self.kernel.memory.cram.generation is Generation.F3 and features & ~_LATEST:
             return -errno.EINVAL
         self.features = features
         return 0
