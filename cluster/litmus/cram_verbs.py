@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from privmem.cluster.litmus import pressure_verbs
 from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Stuck, World, check
 from privmem.nodeagent.host.cram import balloon, capacity, gate, hot_ring, placement, registration
@@ -36,6 +37,9 @@ def _ranges(text: str) -> list[tuple[int, int]]:
 
 def _register(world: World, _actor: str, values: Values) -> None:
     kernel, nid = world.kernel, values["nodeid"]
+    if pressure_verbs.is_first(world):
+        pressure_verbs.register(world, nid, values.get("owner"))
+        return
     features = registration.usual_features(kernel.memory.cram.generation)
     if "word" in values:
         named = fenced_features(values["word"].replace("common", "public").replace("fallback", "public"))
@@ -51,6 +55,9 @@ def _register(world: World, _actor: str, values: Values) -> None:
 
 
 def _unregister(world: World, _actor: str, values: Values) -> None:
+    if pressure_verbs.is_first(world):
+        pressure_verbs.unregister(world, values["nodeid"])
+        return
     ranges = _ranges(values["ranges"]) if "ranges" in values else None
     error = registration.cram_unregister(world.kernel.hotplug, values["nodeid"], ranges)
     world.kernel.memory_changed()
@@ -118,7 +125,8 @@ DRIVER_VERBS = [
         "cram_register NODEID [with WORD] [ranges RANGES:WORD] [owner OWNER:WORD] [ratio RATIO:NUMBER]",
         _register,
         "claim the node, add its ranges (`0+512,512+512`, `-` for none; default: all) and put them online; the "
-        "features' names have the fence as a bit, `reclaim,write_fence`",
+        "features' names have the fence as a bit, `reclaim,write_fence`; v4: register a node that is private and "
+        "online, by its owner unless another is named",
     ),
     ("cram_unregister NODEID [ranges RANGES:WORD]", _unregister, "and back"),
     ("begin|end unloading cram", _unloading, "while its module is being unloaded nobody registers"),
@@ -163,6 +171,10 @@ def _demote(world: World, _actor: str, values: Values) -> int:
     frames = [pfn for pfn in dict.fromkeys(world.frames(values["range"])) if pfn is not None]
     offered = [pfn for pfn in frames if int(memory.frames.flags[pfn]) & PG_LRU]
     offered = [pfn for pfn in offered if placement.eligible(memory, pfn)]
+    if pressure_verbs.is_first(world):
+        homes = {memory.frames.nid_of(pfn) for pfn in offered}
+        target = placement.nearest(memory, min(homes)) if homes else None
+        return 0 if target is None else len(offered) - pressure_verbs.migrate_to(world, target.nid, values)
     for pfn in offered:
         memory.lru_del(pfn)
     stayed, _ = placement.demote(memory, offered)
@@ -232,7 +244,8 @@ def _gate(world: World, values: Values) -> str:
     """The words that close it."""
     words = _cram(world, values["node"]).gate
     closed = [] if words.alloc_allowed else ["withdrawn"]
-    closed += [name for name in ("migration_blocked", "converge_block", "test_block") if getattr(words, name)]
+    others = ("migration_blocked", "converge_block", "test_block", "full_pressure")
+    closed += [name for name in others if getattr(words, name)]
     return ", ".join(closed) or "open"
 
 
@@ -287,7 +300,8 @@ SUBJECTS = [
     (
         "gate of NODE",
         _gate,
-        "open, or the words that close it: withdrawn, migration_blocked, converge_block, test_block",
+        "open, or the words that close it: withdrawn, migration_blocked, converge_block, test_block, "
+        "full_pressure (v4)",
     ),
     ("no_alloc owner of NODE", _mark_of, "who set the no-allocation mark of the zone, or nobody"),
     ("cram nodes", _registered, "nodes that are registered, in order"),

@@ -10,6 +10,7 @@ from privmem.cluster.litmus.world import Mapped, Stuck, World, check, run_length
 from privmem.nodeagent.host.drivers.cramdax import CramDax
 from privmem.nodeagent.host.drivers.dax_test import DaxTest
 from privmem.nodeagent.host.fault import handle_fault
+from privmem.nodeagent.host.layout import PTE_WRITABLE
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import (
     MPOL_F_RELATIVE_NODES,
@@ -62,6 +63,18 @@ def _munmap(world: World, actor: str, values: Values) -> None:
 
 def _store(world: World, actor: str, values: Values) -> None:
     world.process(actor).touch(*_range(world, actor, values["range"]), write=True)
+
+
+def _write_fault(world: World, actor: str, values: Values) -> int:
+    """A store that faults once and is not made: pages that may be written by then."""
+    area = _range(world, actor, values["range"])
+    memory, task = world.kernel.memory, world.task(actor)
+    ready = 0
+    for vpn in range(area[0] >> PAGE_SHIFT, (area[0] + area[1]) >> PAGE_SHIFT):
+        handle_fault(memory, task, vpn, is_write=True)
+        vma = task.mm.find(vpn)
+        ready += bool(vma and int(memory.page_table.pte[vma.slot_of(vpn)]) & PTE_WRITABLE)
+    return ready
 
 
 def _race(world: World, actor: str, values: Values) -> int:
@@ -209,6 +222,11 @@ VERBS = [
     ("munmap RANGE", _munmap, "munmap(2)"),
     ("touch RANGE", _store, "write to each page, in order"),
     ("store RANGE", _store, "the same as touch"),
+    (
+        "write_fault RANGE",
+        _write_fault,
+        "one write fault on each page, without the store: pages that may be written",
+    ),
     (
         "race NUMBER threads on RANGE",
         _race,

@@ -14,6 +14,7 @@ from privmem.cluster.litmus import (
     file_verbs,
     kernel_verbs,
     mapping_verbs,
+    pressure_verbs,
     process_verbs,
 )
 from privmem.cluster.litmus.grammar import Misread, Pattern, match, nearest, pattern
@@ -58,9 +59,11 @@ def _table(entries: Sequence[tuple[str, Function, str]]) -> tuple[Verb, ...]:
 #: Actor -> its commands; every other actor is a process.
 TABLES: dict[str, tuple[Verb, ...]] = {
     "process": _table([*mapping_verbs.VERBS, *file_verbs.VERBS, *process_verbs.VERBS]),
-    "kernel": _table([*kernel_verbs.VERBS, *cram_verbs.KERNEL_VERBS]),
+    "kernel": _table([*kernel_verbs.VERBS, *cram_verbs.KERNEL_VERBS, *pressure_verbs.KERNEL_VERBS]),
     "admin": _table(admin_verbs.VERBS),
-    "driver": _table([*driver_verbs.VERBS, *cram_verbs.DRIVER_VERBS, *claim_verbs.VERBS]),
+    "driver": _table(
+        [*driver_verbs.VERBS, *cram_verbs.DRIVER_VERBS, *pressure_verbs.DRIVER_VERBS, *claim_verbs.VERBS]
+    ),
 }
 RESERVED = ("kernel", "admin", "driver", "process")
 

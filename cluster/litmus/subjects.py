@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from privmem.cluster.litmus import cram_verbs
+from privmem.cluster.litmus import cram_verbs, pressure_verbs
 from privmem.cluster.litmus.grammar import Pattern, pattern
 from privmem.cluster.litmus.process_verbs import policy_text
 from privmem.cluster.litmus.values import RangeRef
@@ -445,5 +445,6 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("huge pages of PROCESS", _huge, "transparent huge pages that it maps"),
         ("total|free hugepages of NODE", _hugepages, "of the pool, 2 MiB each"),
         *cram_verbs.SUBJECTS,
+        *pressure_verbs.SUBJECTS,
     )
 )

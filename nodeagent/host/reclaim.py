@@ -46,6 +46,7 @@ def run_kswapd(memory: Memory, node: Node, budget_ns: int) -> int:
     fruitless = 0
     while node.kswapd_awake and spent < budget_ns:
         mark = node.wmark.promo_pages if memory.numa_balancing.tiering else node.wmark.high_pages
+        mark += memory.cram.boost_pages(node.nid, node.managed_pages)
         if node.free_pages > mark:
             node.kswapd_awake = False
             break

@@ -75,11 +75,11 @@ def demote(memory: Memory, pfns: list[int]) -> tuple[list[int], int]:
     for nid in sorted({memory.frames.nid_of(pfn) for pfn in offered}):
         here = [pfn for pfn in offered if memory.frames.nid_of(pfn) == nid]
         target = nearest(memory, nid)
-        context = _context(memory, target.nid) if target is not None else None
+        context = entry_context(memory, target.nid) if target is not None else None
         if target is None or context is None:
             continue
         moved = _move_blocks(memory, here, target, context)
-        moved += _move_pages(memory, [pfn for pfn in here if pfn not in set(moved)], target, context)
+        moved += move_pages(memory, [pfn for pfn in here if pfn not in set(moved)], target, context)
         gone.update(dict.fromkeys(moved))
         cost_ns += len(moved) * migrate_cost_ns(memory.nodes[nid], target)
         cram = memory.cram.nodes[target.nid]
@@ -114,7 +114,7 @@ def is_clean_file_page(memory: Memory, pfn: int) -> bool:
     return not dirty
 
 
-def _context(memory: Memory, nid: int) -> AllocContext | None:
+def entry_context(memory: Memory, nid: int) -> AllocContext | None:
     """The request by which a page comes in, if the isolation design lets it reach the node."""
     latest = memory.cram.generation is Generation.F3
     request = owner_request(nid) if latest else AllocRequest(nid, None, Reason.DEMOTION, this_node=True)
@@ -146,7 +146,7 @@ def _move_blocks(memory: Memory, pfns: list[int], target: Node, context: AllocCo
     return moved
 
 
-def _move_pages(memory: Memory, pfns: list[int], target: Node, context: AllocContext) -> list[int]:
+def move_pages(memory: Memory, pfns: list[int], target: Node, context: AllocContext) -> list[int]:
     """As many single pages as have room; which frames went."""
     chosen = pfns[: room_pages(target)]
     if not chosen:

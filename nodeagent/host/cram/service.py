@@ -18,6 +18,11 @@ from privmem.scheduler.abi import Feature
 
 #: A ratio of 1.00; what the device is taken to reach when nobody says (F1, F3).
 RATIO_ONE = 1000
+#: Pressure of the first generation at which no page may come in any more.
+PRESSURE_FULL = 1000
+#: What the first generation's flush callback answers for a page that is freed: the device has forgotten it; the
+#: driver keeps it until the device has; there is no room to remember it. And that there is no callback.
+FLUSH_RESOLVED, FLUSH_DEFERRED, FLUSH_FULL, FLUSH_NONE = 0, 1, 2, -1
 
 
 class Generation(StrEnum):
@@ -54,11 +59,14 @@ class Gate:
     converge_block: bool = False
     #: Set by tests.
     test_block: bool = False
+    #: Pressure is at its highest (v4).
+    full_pressure: bool = False
 
     @property
     def closed(self) -> bool:
         """Whether no page may come in."""
-        return not self.alloc_allowed or self.migration_blocked or self.converge_block or self.test_block
+        blocked = self.migration_blocked or self.converge_block or self.test_block or self.full_pressure
+        return blocked or not self.alloc_allowed
 
 
 @dataclass(slots=True)
@@ -93,6 +101,16 @@ class CramNode:
     room_pages: int = -1
     #: Pressure of the first generation, 0 to 1000.
     pressure: int = 0
+    #: Pages after which the device says that it is full, in the midst of what is going on (v4); 0 for never.
+    full_after_pages: int = 0
+    #: The first generation's flush callback, and the driver's buffers of freed pages: entries of each, frames that
+    #: wait, whether media operations fail and for how long they have, and tries to take the memory offline.
+    flush_answer: int = FLUSH_NONE
+    buffer_entries: int = 0
+    deferred: list[int] = field(default_factory=list)
+    media_fails: bool = False
+    media_failing_s: int = 0
+    offline_tries: int = 0
 
     @property
     def total_pages(self) -> int:
@@ -125,6 +143,11 @@ class CramService:
     def owns(self, nid: int) -> bool:
         """Whether a node is registered."""
         return nid in self.nodes
+
+    def boost_pages(self, nid: int, managed_pages: int) -> int:
+        """How far pressure raises the mark up to which kswapd frees pages of a node (v4)."""
+        cram = self.nodes.get(nid)
+        return managed_pages * cram.pressure // PRESSURE_FULL if cram else 0
 
     def open_nodes(self) -> Iterable[CramNode]:
         """Nodes whose gate is open, in order of registration."""

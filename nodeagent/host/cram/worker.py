@@ -11,6 +11,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from privmem.nodeagent.host.cram import balloon, capacity, gate, hot_ring, placement
+from privmem.nodeagent.host.cram.service import Generation
+from privmem.nodeagent.host.drivers import cxl_compression
 from privmem.nodeagent.host.layout import PG_LRU
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.reclaim import run_kswapd
@@ -27,6 +29,10 @@ def run(memory: Memory, kill: balloon.Kill | None = None) -> None:
     for cram in list(memory.cram.nodes.values()):
         node = memory.nodes[cram.nid]
         if not node.managed_pages:
+            continue
+        if memory.cram.generation is Generation.V4:
+            if cram.buffer_entries:
+                cxl_compression.poll(memory, cram)
             continue
         before = -1
         while before != cram.balloon_pages:
