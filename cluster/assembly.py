@@ -163,6 +163,8 @@ class _Assembly:
                     "cpu": process.cpu,
                     "threads": process.threads,
                     "think_ns": process.think_ns,
+                    "start_ns": process.start_ns,
+                    "stop_ns": process.stop_ns,
                     "source": source,
                     "policy": _policy(process),
                 }

@@ -33,8 +33,8 @@ class Claim:
 
 
 def shares(claims: Mapping[str, Claim], extents: int) -> dict[str, int]:
-    """Extents that each host is entitled to. The floors together must fit; what a whole level leaves over goes by
-    the largest fraction, then by name.
+    """Extents that each host is entitled to. The floors together must fit; what a whole level leaves over goes, by
+    name, to those who would have one more extent at the next level.
     """
     names = sorted(claims)
     low, high = 0, (extents + 1) << _LEVEL_BITS
@@ -46,8 +46,7 @@ def shares(claims: Mapping[str, Claim], extents: int) -> dict[str, int]:
             high = middle - 1
     found = {name: claims[name].at(low) for name in names}
     left = extents - sum(found.values())
-    short = [name for name in names if found[name] < claims[name].wants]
-    short.sort(key=lambda name: (-((low * claims[name].weight) % _SCALE), name))
+    short = [name for name in names if claims[name].at(low + 1) > found[name]]
     for name in short[:left]:
         found[name] += 1
     return found

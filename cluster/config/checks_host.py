@@ -24,7 +24,7 @@ from privmem.cluster.config.models import (
 )
 from privmem.cluster.config.shape import Path
 from privmem.cluster.config.tree import found
-from privmem.cluster.config.units import format_size
+from privmem.cluster.config.units import format_size, format_time
 from privmem.scheduler.abi import PAGE_SIZE
 
 
@@ -198,6 +198,9 @@ def _node(node: NodeConfig, here: Path) -> Iterator[Mistake]:
 def _process(process: ProcessConfig, host: HostConfig, place: Path, here: Path) -> Iterator[Mistake]:
     if process.cpu >= host.cpus:
         yield Mistake((*here, "cpu"), _no_such_cpu(process.cpu, host), ((*here, "cpu"), (*place, "cpus")))
+    if process.stop_ns and process.stop_ns <= process.start_ns:
+        text = wrong(format_time(process.stop_ns), f"a time after its start, {format_time(process.start_ns)}")
+        yield Mistake((*here, "stop"), text, ((*here, "stop"), (*here, "start")))
     yield from _policy(process.policy, host, place, (*here, "policy"))
     workload = process.workload
     if isinstance(workload, ReplayWorkload):

@@ -74,9 +74,7 @@ class Model(BaseModel):
 class RemovalConfig(Model):
     """A pooled device takes memory back by force."""
 
-    at_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(
-        description="When; the host learns of it when its next epoch begins."
-    )
+    at_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(description="When; the host hears an epoch later.")
     host: str = Field(description="From whom.")
     size_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
         description="How much at least, in whole extents, those granted last first; all, if the host holds less."
@@ -472,6 +470,11 @@ class ProcessConfig(Model):
         default=1, description="Accesses in flight at once; they divide the latency of each."
     )
     think_ns: Annotated[int, time(0, _S_NS)] = Field(default=0, description="CPU time between two accesses.")
+    start_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(default=0, description="When it begins.")
+    stop_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(
+        default=0,
+        description="When it exits, whatever is left to do, and its memory is free again; 0s: never.",
+    )
     policy: PolicyConfig = Field(default=PolicyConfig(), description="Memory policy of the process.")
     workload: Annotated[WorkloadConfig, Field(discriminator="kind")] = Field(description="Its page accesses.")
     content: Annotated[ContentConfig, Field(discriminator="kind")] = Field(

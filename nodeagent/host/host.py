@@ -173,6 +173,8 @@ class Host:
         memory.now_ns = max(memory.now_ns, self.slice_start_ns)
         if turn < len(self.programs):
             program = self.programs[turn]
+            if program.spec.stop_ns and not program.exited and self.slice_start_ns >= program.spec.stop_ns:
+                program.exit(memory)
             if program.ended:
                 return
             self._acts(program.spec.name)
@@ -213,7 +215,8 @@ class Host:
 
     def _refresh_costs(self) -> None:
         for program in self.programs:
-            program.set_costs(self.memory)
+            if not program.ended:
+                program.set_costs(self.memory)
 
     # -- the end of an epoch
 
@@ -239,11 +242,12 @@ class Host:
             self._sample(clock)
 
     def _give_back_extent(self, node: Node) -> None:
-        """A pooled node with two extents' worth of free pages gives one back, if one is entirely free.
+        """A pooled node gives one extent back, if one is entirely free, and a request's worth of pages besides.
 
-        Two, so that a host at the border does not ask for at once what it just gave back.
+        Besides, so that a host at the border does not ask for at once what it just gave back.
         """
-        if not node.spec.pooled or node.free_pages < 2 * node.spec.extent_pages + node.wmark.high_pages:
+        kept_pages = max(node.spec.request_pages, node.spec.extent_pages) + node.wmark.high_pages
+        if not node.spec.pooled or node.free_pages < node.spec.extent_pages + kept_pages:
             return
         for start, nr_pages in reversed(node.extents):
             if self.memory.offline(node, start, nr_pages):

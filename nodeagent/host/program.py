@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from privmem.nodeagent.host._access_kernel import run_accesses
-from privmem.nodeagent.host.fault import handle_fault
+from privmem.nodeagent.host.fault import handle_fault, unmap_range
 from privmem.nodeagent.host.layout import STOP_BUDGET, STOP_END
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import Vma
@@ -51,6 +51,8 @@ class ProgramSpec:
     threads: int  # accesses in flight at a time
     think_ns: int  # CPU time of a thread between two accesses
     source: int  # content of its pages, see `nodeagent/content.py`
+    start_ns: int = 0  # when it begins
+    stop_ns: int = 0  # when it exits, whatever is left to do, and its memory is free; 0 for never
 
 
 class Program:
@@ -63,7 +65,7 @@ class Program:
         self.batch = np.zeros(BATCH, dtype=np.uint32)
         self.position = 0
         self.filled = 0
-        self.time_ns = 0
+        self.time_ns = spec.start_ns
         #: Time of one thread not yet turned into `time_ns`: less than one ns of the whole program.
         self.carry_ns = 0
         self.accesses = 0
@@ -71,6 +73,7 @@ class Program:
         self.fault_ns = 0
         self.ended = False
         self.killed = False
+        self.exited = False
         self.cost_ns = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
         self.slot = memory.page_table.take(stream.nr_pages, task.mm.mm_id, BASE_VPN, spec.source)
         task.mm.insert(Vma(BASE_VPN, BASE_VPN + stream.nr_pages, self.slot))
@@ -119,6 +122,12 @@ class Program:
             if why not in (STOP_END, STOP_BUDGET):
                 self._fault(memory, until_ns)
 
+    def exit(self, memory: Memory) -> None:
+        """`exit_mmap`: its memory is free."""
+        for vma in self.task.mm.vmas:
+            unmap_range(memory, vma)
+        self.ended = self.exited = True
+
     def _fault(self, memory: Memory, until_ns: int) -> None:
         access = int(self.batch[self.position])
         memory.now_ns = max(memory.now_ns, min(self.time_ns, until_ns))
@@ -161,6 +170,7 @@ class Program:
         "fault_ns",
         "ended",
         "killed",
+        "exited",
     )
 
     def snapshot(self) -> dict[str, Any]:

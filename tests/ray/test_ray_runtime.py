@@ -47,8 +47,9 @@ def test_digest_rounds_and_summary_are_those_of_inline(pack: int) -> None:
         assert engine.result() == expected
 
 
-def test_the_real_rack_has_the_digest_of_inline() -> None:
-    plan = make_plan(load_config(RACK))
+@pytest.mark.parametrize("config", [RACK, RACK.with_name("pools.yaml")], ids=["rack", "overloaded pool"])
+def test_the_real_rack_has_the_digest_of_inline(config: Path) -> None:
+    plan = make_plan(load_config(config))
     results = []
     for name, options in (("inline", {}), ("ray", {"pack": 4})):
         with engine_on(name, plan, DEFAULT_BUILD, **options) as engine:

@@ -164,7 +164,14 @@ def test_sample_once_an_epoch():
     assert s.step([], clock(999)).messages == []
     (message,) = s.step([], clock(1000)).messages
     assert (message.to, message.time_ns) == ("results", 1000)
-    row = {"epoch": 0, "time_ns": 1000, "device": "pool", "refused": 0, "wanted_pages": 0, "asked_back_pages": 0}
+    row = {
+        "epoch": 0,
+        "time_ns": 1000,
+        "device": "pool",
+        "refused": 0,
+        "wanted_pages": 0,
+        "asked_back_pages": 0,
+    }
     h0 = {"host": H0, "granted_pages": 256, "entitled_pages": 256, "peak_pages": 256}
     h1 = {"host": H1, "granted_pages": 0, "entitled_pages": 0, "peak_pages": 0}
     assert message.body == Sample("scheduler", [row | h0, row | h1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -58,7 +59,7 @@ def test_a_floor_is_kept_and_the_others_share_the_rest():
     assert shares({"a": Claim(3, 30, 1), "b": Claim(100, 0, 1)}, 50) == {"a": 3, "b": 47}
 
 
-def test_what_is_left_over_goes_by_fraction_then_by_name():
+def test_what_is_left_over_goes_by_name_to_those_next_in_level():
     assert shares({n: Claim(9, 0, 1) for n in "abc"}, 8) == {"a": 3, "b": 3, "c": 2}
     assert shares({"a": Claim(9, 0, 2), "b": Claim(9, 0, 3)}, 4) == {"a": 2, "b": 2}
 
@@ -94,6 +95,11 @@ def test_who_gives_back_first():
     }
     with pytest.raises(ValueError, match="no policy 'x'"):
         give_back_order("x", [], "")
+
+
+def test_what_is_left_over_goes_to_nobody_whom_his_floor_already_lifts():
+    claims = {"a": Claim(81, 11, 999), "b": Claim(5, 4, 37), "c": Claim(90, 0, 1000)}
+    assert shares(claims, 101) == {"a": 48, "b": 4, "c": 49}
 
 
 # -- accounts
@@ -370,3 +376,30 @@ def test_a_grant_in_pieces_comes_online_extent_by_extent(rack, stream):
     r.host._receive(Message(0, "device/d3", 1, "host/h0", last))
     assert r.host.waiting_nid == -1
     assert r.memory.nodes[3].extents == [(0, 64), (64, 64), (256, 64)]
+
+
+def test_a_host_keeps_a_requests_worth_besides_what_it_gives_back(rack, stream):
+    r = rack([stream(100, each(range(100)))])
+    node = r.memory.nodes[3]
+    object.__setattr__(node.spec, "request_pages", 192)
+    for start in range(0, 384, 64):
+        r.memory.online(node, start, 64)
+    r.memory.setup_watermarks()
+    for _ in range(6):
+        r.host._give_back_extent(node)
+    assert node.free_pages - 64 < 192 + node.wmark.high_pages <= node.free_pages
+
+
+def test_a_process_that_exits_frees_its_memory_at_its_time(rack, stream):
+    r = rack([stream(100, each(range(100))), stream(50, each(range(50)))])
+    first, second = r.host.programs
+    first.spec = replace(first.spec, stop_ns=3 * 10**6)
+    second.spec = replace(second.spec, start_ns=2 * 10**6)
+    second.time_ns = second.spec.start_ns
+    used = []
+    while r.epoch < 5:
+        r.step()
+        used.append(sum(n.managed_pages - n.free_pages for n in r.memory.nodes.values()))
+    assert used == [100, 100, 150, 50, 50]
+    assert first.exited and not first.killed and second.ended and not second.exited
+    r.memory_valid()
