@@ -45,6 +45,11 @@ class KernelVersion:
         return self >= KernelVersion(6, 7)
 
     @property
+    def folio_batch_pages(self) -> int:
+        """`PAGEVEC_SIZE`, pages that a batch of a CPU gathers: 31 since Linux 6.9, include/linux/pagevec.h."""
+        return 31 if self >= KernelVersion(6, 9) else 15
+
+    @property
     def follows_protnone(self) -> bool:
         """move_pages looks into pages without the right to access them (PROT_NONE, and those that NUMA
         balancing has taken), where 6.1 says ENOENT (FOLL_HONOR_NUMA_FAULT: Linux 6.6, mm/gup.c).
@@ -58,6 +63,22 @@ class KernelVersion:
         mm/readahead.c).
         """
         return self >= KernelVersion(6, 11)
+
+    @property
+    def no_miss_is_outside(self) -> bool:
+        """A search for the next page that is not cached says, where it finds none, one beyond what it looked
+        at; 6.1 says the last one that it looked at, so that readahead goes on from a cached page
+        (`page_cache_next_miss`, mm/filemap.c; seen in 6.12.117, a stable kernel with a later fix).
+        """
+        return self >= KernelVersion(6, 12)
+
+    @property
+    def reads_count_whole(self) -> bool:
+        """Whether a read that misses in its midst follows the last one is asked of the read before it; 6.1
+        asks of the pages that it has just copied, so that it always does (`filemap_read` keeps `prev_pos`
+        until its end, mm/filemap.c; seen in 6.12.117).
+        """
+        return self >= KernelVersion(6, 12)
 
     @property
     def file_faults_by_vma(self) -> bool:

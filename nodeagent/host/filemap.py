@@ -49,8 +49,6 @@ from privmem.scheduler.zonelist import AllocRequest
 
 #: Pages that one page of the page table maps.
 PTRS_PER_PTE = 512
-#: `PAGEVEC_SIZE`: most pages that a read takes from the cache at a time.
-BATCH_PAGES = 15
 
 
 def object_fault(memory: Memory, task: Task, vma: Vma, vpn: int, is_write: bool) -> int:
@@ -106,7 +104,7 @@ def _read_ahead(memory: Memory, task: Task, vma: Vma, vpn: int, holder: MemObjec
         return fill(memory, task, holder, at, vma)
 
     linux = memory.knobs.linux
-    ractl = ReadaheadControl(holder, file, bring, linux.readahead_in_two)
+    ractl = ReadaheadControl(holder, file, bring, linux)
     if index in holder.pages:
         return readahead.mmap_hit(ractl, index, random=vma.random) and not linux.file_faults_by_vma
     readahead.mmap_miss(ractl, index, random=vma.random, sequential=vma.sequential)
@@ -235,16 +233,20 @@ def read_pages(memory: Memory, task: Task, holder: MemObject, start: int, nr_pag
 def read_cached(memory: Memory, task: Task, file: OpenFile, start: int, nr_pages: int) -> int:
     """`filemap_read`: one read of `nr_pages`. How many pages were read, or -ENOMEM when the first one fails."""
     holder = memory.page_cache.of(file.object_id)
-    end, index = start + nr_pages, start
+    end, index, next_read = start + nr_pages, start, file.next_read
     while index < min(end, holder.nr_pages):
         batch = _get_pages(memory, task, holder, file, index, end)
         if batch < 0:
+            file.next_read = next_read
             return index - start or batch
         for at in range(index, index + batch):
-            if at in holder.pages and (at > index or at != file.next_read - 1):
+            if at in holder.pages and (at > index or at != next_read - 1):
                 mark_accessed(memory, task.cpu, holder.pages[at])
-            file.next_read = at + 1
+            next_read = at + 1
         index += batch
+        if not memory.knobs.linux.reads_count_whole:
+            file.next_read = next_read
+    file.next_read = next_read
     return index - start
 
 
@@ -254,11 +256,11 @@ def _get_pages(memory: Memory, task: Task, holder: MemObject, file: OpenFile, in
     def bring(at: int) -> int:
         return fill(memory, task, holder, at)
 
-    ractl = ReadaheadControl(holder, file, bring, memory.knobs.linux.readahead_in_two)
-    batch = _cached_run(holder, index, end)
+    ractl = ReadaheadControl(holder, file, bring, memory.knobs.linux)
+    batch = _cached_run(memory, holder, index, end)
     if not batch:
         readahead.sync_readahead(ractl, index, end - index)
-        batch = _cached_run(holder, index, end)
+        batch = _cached_run(memory, holder, index, end)
     if not batch:
         pfn = bring(index)
         return pfn if pfn < 0 else 1
@@ -268,14 +270,15 @@ def _get_pages(memory: Memory, task: Task, holder: MemObject, file: OpenFile, in
     return batch
 
 
-def _cached_run(holder: MemObject, index: int, end: int) -> int:
+def _cached_run(memory: Memory, holder: MemObject, index: int, end: int) -> int:
     """`filemap_get_read_batch`: a batch ends after a page with the readahead mark, too."""
-    for nr in range(min(end - index, BATCH_PAGES)):
+    most = min(end - index, memory.knobs.linux.folio_batch_pages)
+    for nr in range(most):
         if index + nr not in holder.pages:
             return nr
         if index + nr in holder.ahead:
             return nr + 1
-    return min(end - index, BATCH_PAGES)
+    return most
 
 
 def _shmem_context(task: Task, holder: MemObject, index: int) -> AllocContext:

@@ -1,10 +1,10 @@
 """Per-CPU batches of pages on their way to the LRU lists: who still holds a reference to a page of nobody
 else.
 
-Models `cpu_fbatches.lru_add` of mm/swap.c, Linux 6.1: `folio_add_lru` gathers 15 pages of a CPU before they
-go to the lists, and each page in a batch has one reference more. Two things can be seen of it from outside:
-a write to a page that a fork left write-protected copies the page, although nobody else maps it, when the
-batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained there); and
+Models `cpu_fbatches.lru_add` of mm/swap.c, Linux 6.1: `folio_add_lru` gathers 15 pages of a CPU (31 since
+6.9) before they go to the lists, and each page in a batch has one reference more. Two things can be seen of
+it from outside: a write to a page that a fork left write-protected copies the page, although nobody else maps
+it, when the batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained there); and
 `drop_caches` leaves such a page in the cache. A second batch, `activate`, does the same for pages on their way
 to the active list. The lists themselves are kept without delay here.
 """
@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from privmem.nodeagent.host.layout import NIL
-
-#: `PAGEVEC_SIZE`: the batch goes to the lists when the fifteenth page comes.
-BATCH_PAGES = 15
+from privmem.scheduler.versions import LINUX_6_1
 
 
 class LruBatches:
-    """Pages that a batch holds, by CPU."""
+    """Pages that a batch holds, by CPU. A batch goes to the lists when it has `batch_pages`."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_pages: int = LINUX_6_1.folio_batch_pages) -> None:
+        self._batch_pages = batch_pages
         self._batches: dict[int, list[int]] = {}
         #: Page frame -> CPU whose batch holds it.
         self._holder: dict[int, int] = {}
@@ -36,14 +35,14 @@ class LruBatches:
         batch = self._batches.setdefault(cpu, [])
         batch.append(pfn)
         self._holder[pfn] = cpu
-        if len(batch) == BATCH_PAGES:
+        if len(batch) == self._batch_pages:
             self._empty(cpu)
 
     def activate(self, cpu: int, pfn: int) -> None:
         """`folio_activate` on a CPU, of a page that is on a list."""
         batch = self._activating.setdefault(cpu, [])
         batch.append(pfn)
-        if len(batch) == BATCH_PAGES:
+        if len(batch) == self._batch_pages:
             del self._activating[cpu]
 
     def added_on(self, pfn: int) -> int | None:

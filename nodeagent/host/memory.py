@@ -177,7 +177,7 @@ class Memory:
         self.frames = FrameTable({s.nid: s.span_pages for s in specs})
         self.page_table = PageTable()
         self.page_cache = PageCache(knobs.readahead_pages)
-        self.lru_batches = LruBatches()
+        self.lru_batches = LruBatches(knobs.linux.folio_batch_pages)
         self.locked_slots = LockedSlots()
         self.swap = SwapArea()
         self.memcg = MemcgTree(self.frames.nr_frames)

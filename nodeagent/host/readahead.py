@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.pagecache import MemObject, OpenFile
+from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 
 #: Faults that miss so much more often than they hit that nothing is read around any more (MMAP_LOTSAMISS).
 MMAP_LOTSAMISS = 100
@@ -34,8 +35,7 @@ class ReadaheadControl:
     holder: MemObject
     file: OpenFile
     fill: Fill
-    #: Whether a miss and a mark have rules of their own (`KernelVersion.readahead_in_two`).
-    in_two: bool = False
+    linux: KernelVersion = LINUX_6_1
 
 
 def sync_readahead(ractl: ReadaheadControl, index: int, nr_wanted: int) -> None:
@@ -100,7 +100,7 @@ def _ondemand(ractl: ReadaheadControl, index: int, nr_wanted: int, at_mark: bool
     most = file.ra_pages
     if nr_wanted > most and most < IO_PAGES:
         most = min(nr_wanted, IO_PAGES)
-    if ractl.in_two:
+    if ractl.linux.readahead_in_two:
         found = (
             _at_mark(ractl, index, nr_wanted, most) if at_mark else _at_miss(ractl, index, nr_wanted, most)
         )
@@ -136,14 +136,14 @@ def _at_mark(ractl: ReadaheadControl, index: int, nr_wanted: int, most: int) -> 
     """A reader is where the last window wanted it to be, or at the mark of somebody else's."""
     file = ractl.file
     expected = [file.start + file.size - file.async_size]
-    if not ractl.in_two:
+    if not ractl.linux.readahead_in_two:
         expected.append(file.start + file.size)
     if index in expected:
         file.start += file.size
         # Never less than it was, as stable kernels have it (6.1.176 does).
         file.size = file.async_size = max(file.size, _next_size(file.size, most))
         return True
-    start = _next_miss(ractl.holder, index + 1, most)
+    start = _next_miss(ractl, index + 1, most)
     if start - index > most:
         return False
     file.start = start
@@ -161,7 +161,7 @@ def _at_miss(ractl: ReadaheadControl, index: int, nr_wanted: int, most: int) -> 
     if file.size > nr_wanted:
         file.async_size = file.size - nr_wanted
     else:
-        file.async_size = file.size >> 1 if ractl.in_two else file.size
+        file.async_size = file.size >> 1 if ractl.linux.readahead_in_two else file.size
     return True
 
 
@@ -178,12 +178,12 @@ def _from_context(holder: MemObject, file: OpenFile, index: int, nr_wanted: int,
     return True
 
 
-def _next_miss(holder: MemObject, index: int, most: int) -> int:
-    """`page_cache_next_miss`."""
+def _next_miss(ractl: ReadaheadControl, index: int, most: int) -> int:
+    """`page_cache_next_miss`. Where all are cached, 6.1 names the last one, as if it were missing."""
     for at in range(index, index + most):
-        if at not in holder.pages:
+        if at not in ractl.holder.pages:
             return at
-    return index + most - 1
+    return index + most - (not ractl.linux.no_miss_is_outside)
 
 
 def _previous_miss(holder: MemObject, index: int, most: int) -> int:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from privmem.nodeagent.host.lru_batches import BATCH_PAGES, LruBatches
+from privmem.nodeagent.host.lru_batches import LruBatches
+from privmem.scheduler.versions import LINUX_6_1, KernelVersion
 
 
 def held(batches, pfns, cpu):
@@ -11,7 +12,7 @@ def held(batches, pfns, cpu):
 
 def test_the_fifteenth_page_empties_the_batch():
     batches = LruBatches()
-    for pfn in range(BATCH_PAGES - 1):
+    for pfn in range(LINUX_6_1.folio_batch_pages - 1):
         batches.add(0, pfn)
     assert held(batches, range(20), cpu=1) == list(range(14))
     batches.add(0, 14)
@@ -56,11 +57,13 @@ def test_draining_all_and_snapshots():
 
 def test_the_activate_batch_holds_its_pages_too():
     batches = LruBatches()
-    for pfn in range(BATCH_PAGES - 1):
+    for pfn in range(LINUX_6_1.folio_batch_pages - 1):
         batches.activate(0, pfn)
     batches.activate(1, 99)
     assert [pfn for pfn in (*range(16), 99) if batches.holds(pfn)] == [*range(14), 99]
-    for pfn in range(20, 20 + BATCH_PAGES):  # a full `lru_add` batch leaves the other one alone
+    for pfn in range(
+        20, 20 + LINUX_6_1.folio_batch_pages
+    ):  # a full `lru_add` batch leaves the other one alone
         batches.add(0, pfn)
     assert batches.is_activating(3)
     batches.forget(np.array([3]))
@@ -72,3 +75,13 @@ def test_the_activate_batch_holds_its_pages_too():
     assert [pfn for pfn in range(16) if batches.holds(pfn)] == []
     batches.drain(1)
     assert not batches.holds(99)
+
+
+def test_a_batch_of_later_kernels_is_larger():
+    older, newer = LruBatches(), LruBatches(KernelVersion(6, 12).folio_batch_pages)
+    for pfn in range(30):
+        older.add(0, pfn)
+        newer.add(0, pfn)
+    assert [older.holds(29), newer.holds(0), newer.holds(29)] == [False, True, True]
+    newer.add(0, 30)
+    assert [newer.holds(0), newer.holds(30)] == [False, False]
