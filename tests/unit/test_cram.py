@@ -16,6 +16,7 @@ from privmem.nodeagent.host.drivers.cramdax import CramDax, fenced_features
 from privmem.nodeagent.host.kernel import Kernel, NodeBoot
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT
 from privmem.nodeagent.host.memory import NumaBalancing, Sysctl
+from privmem.nodeagent.host.migrate import room_pages
 from privmem.nodeagent.host.process import Signalled
 from privmem.nodeagent.host.swap import swapon
 from privmem.scheduler.abi import PAGE_SIZE, Feature
@@ -550,3 +551,24 @@ def test_runs_under_the_latest_version_use_compressed_ram(rack, stream):
     again.host.restore(r.host.snapshot())
     assert again.memory.cram.snapshot() == r.memory.cram.snapshot()
     again.host.validate()
+
+
+def test_occupants_of_a_wanted_block_move_within_an_open_node():
+    kernel, _ = plugged(pages=2048)
+    process, addr = placed(kernel, 1100)
+    process.munmap(addr, 300 * PAGE_SIZE)
+    capacity.set_capacity(kernel.memory, C, 1024)
+    kernel.cram_worker()
+    assert kernel.memory.nodes[C].balloon_pages == 1024
+    assert on(kernel, process, addr + 300 * PAGE_SIZE, 800) == {C: 800}
+    kernel.validate()
+
+
+def test_the_mark_holds_for_single_pages_and_for_moves():
+    kernel, _ = plugged()
+    node = kernel.memory.nodes[C]
+    assert gate.set_no_alloc(kernel.memory, C, True) == 0
+    assert (kernel.owners.alloc("x", C), room_pages(node)) == (-errno.ENOMEM, 0)
+    assert gate.set_no_alloc(kernel.memory, C, False) == 0
+    assert kernel.owners.alloc("x", C) >= 0
+    assert room_pages(node) > 0
