@@ -4,7 +4,8 @@ else.
 Models `cpu_fbatches.lru_add` of mm/swap.c, Linux 6.1: `folio_add_lru` gathers 15 pages of a CPU (31 since
 6.9) before they go to the lists, and each page in a batch has one reference more. Two things can be seen of
 it from outside: a write to a page that a fork left write-protected copies the page, although nobody else maps
-it, when the batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained there); and
+it, when the batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained
+there); and
 `drop_caches` leaves such a page in the cache. A second batch, `activate`, does the same for pages on their way
 to the active list. The lists themselves are kept without delay here.
 """
