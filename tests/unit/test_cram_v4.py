@@ -122,7 +122,11 @@ def test_registering_is_for_the_owner_of_a_private_node(kernel):
     register, unregister = pressure.register_private_node, pressure.unregister_private_node
     assert [register(plug, D, "cxl1"), register(plug, 9, "cxl1")] == [-errno.EINVAL] * 2
     assert [register(plug, C, "cxl1"), register(plug, C, "other")] == [0, -errno.EBUSY]
-    assert [unregister(plug, 9), unregister(plug, C), unregister(plug, C)] == [-errno.EINVAL, 0, -errno.ENODEV]
+    assert [unregister(plug, 9), unregister(plug, C), unregister(plug, C)] == [
+        -errno.EINVAL,
+        0,
+        -errno.ENODEV,
+    ]
     assert [register(plug, C, "other"), register(plug, C, "cxl1")] == [-errno.EBUSY, 0]
 
 
