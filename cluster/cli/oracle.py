@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from privmem.cluster.errors import TraceError
-from privmem.cluster.oracle.recording import Program, read_recording
+from privmem.cluster.oracle.recording import Program, parse_recording, read_recording
 from privmem.cluster.oracle.replay import Verdict, replay
 
 STATUS_DISAGREES = 1
 STATUS_WRONG = 2
+_STDIN = "-"
 #: Characters of an answer that are printed; all of it is in --json.
 _WIDTH = 160
 
@@ -21,7 +22,11 @@ _WIDTH = 160
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", type=Path, help="recording (JSON lines, plain or gzip)"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        type=Path,
+        help="recording (JSON lines, plain or gzip); - is the standard input",
     )
     parser.add_argument("--validate", action="store_true", help="recount all state after every program")
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
@@ -55,7 +60,10 @@ def _read_all(files: list[Path]) -> list[Program]:
     problems: list[str] = []
     for file in files:
         try:
-            programs += read_recording(file)
+            if str(file) == _STDIN:
+                programs += parse_recording(sys.stdin.buffer.read(), "<stdin>")
+            else:
+                programs += read_recording(file)
         except TraceError as error:
             problems.append(str(error))
     if problems:

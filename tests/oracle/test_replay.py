@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,26 @@ def test_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str], pack: boo
         file.write_bytes(gzip.compress(file.read_bytes()))
     assert cli.main(["oracle", str(file), str(file), "--validate"]) == 0
     assert capsys.readouterr() == ("agreed 4 of 4 programs\n", "")
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["plain", "gzip"])
+def test_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pack: bool
+) -> None:
+    """Beside a file, with a byte order mark and a character that some take for the end of a line."""
+    file = write(tmp_path / "r.jsonl", WRONG)
+    content = b"\xef\xbb\xbf" + file.read_bytes().replace(b'"p0"', '"p\u2028"'.encode())
+    stdin = io.TextIOWrapper(io.BytesIO(gzip.compress(content) if pack else content))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert cli.main(["oracle", str(file), "-"]) == 1
+    lines = capsys.readouterr().out.split("\n")
+    assert [lines[0], lines[3], lines[6]] == [
+        f"{file}:1: program p0, op 3: where 0 0 4",
+        "<stdin>:1: program p\u2028, op 3: where 0 0 4",
+        "agreed 0 of 2 programs",
+    ]
+    assert cli.main(["oracle", "-"]) == 2
+    assert capsys.readouterr() == ("", "<stdin>: holds no program\n")
 
 
 def test_the_first_disagreement_of_each_program_is_told(
@@ -232,6 +254,32 @@ def test_ops_are_typed() -> None:
         (
             line("x7", ops=["cpu 0", "cpu 9"], results=["", ""]),
             ["ops[1]: program x7: 'cpu 9': cpu: found 9; allowed: 0 to 1"],
+        ),
+        (
+            line(
+                ops=[],
+                results=[],
+                machine={"slow_nodes": 3, "read_ahead_kb": 10**30, "fault_around_bytes": 5000, "swap": "x"},
+            ),
+            [
+                "machine.slow_nodes: found 3; allowed: 0 to 2",
+                f"machine.read_ahead_kb: found {10**30}; allowed: 0 to 1048576 in steps of 4",
+                "machine.fault_around_bytes: found 5000; allowed: 4096, 8192, 16384, 32768, 65536, 131072, 262144, "
+                "524288, 1048576, 2097152",
+                "machine.swap: found 'x'; allowed: none, ram, disk",
+            ],
+        ),
+        (
+            line("\ud800", ops=["drop"], results=["\udfff"]),
+            ["name: half a character (a lone surrogate)", "results[0]: half a character (a lone surrogate)"],
+        ),
+        ("[" * 100_000, ["no JSON that can be read: nested too deeply"]),
+        (
+            line(ops=["setpol 2 0-99999999999"], results=[""]),
+            [
+                "ops[0]: program p: 'setpol 2 0-99999999999': nodes: '0-99999999999' is not a range of nodes "
+                "below 64"
+            ],
         ),
         ("[]", ["expected an object with name, kernel, ops, results, found a list"]),
         ("{", ["no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"]),
