@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from privmem.cluster.litmus.world import World, check
+from privmem.nodeagent.host import memcg
+from privmem.scheduler.abi import PAGE_SIZE
 from privmem.scheduler.topology import ZONE_MOVABLE, ZONE_NORMAL
 
 Values = dict[str, Any]
@@ -50,6 +52,14 @@ def _mems(world: World, _actor: str, values: Values) -> None:
     check(world.kernel.write_mems(values["cgroup"], values["nodes"]))
 
 
+def _memory_reclaim(world: World, _actor: str, values: Values) -> None:
+    check(memcg.memory_reclaim(world.kernel.memory, values["cgroup"], values["size"] // PAGE_SIZE))
+
+
+def _memory_max(world: World, _actor: str, values: Values) -> None:
+    check(world.kernel.write_memory_max(values["cgroup"], values["size"] // PAGE_SIZE))
+
+
 def _move(world: World, _actor: str, values: Values) -> None:
     check(world.kernel.attach(world.process(values["process"]), values["cgroup"]))
 
@@ -93,6 +103,8 @@ VERBS = [
     ("unplug NODE", _unplug, "offline, and remove"),
     ("cgroup WORD [in CGROUP]", _cgroup, "make a cgroup"),
     ("mems CGROUP NODES", _mems, "write cpuset.mems"),
+    ("memory_reclaim CGROUP SIZE", _memory_reclaim, "write memory.reclaim: EAGAIN when less could be had"),
+    ("memory_max CGROUP SIZE", _memory_max, "write memory.max; `admin: write .../memory.max max` lifts it"),
     ("move PROCESS to CGROUP", _move, "write cgroup.procs"),
     ("demotion on|off", _demotion, "/sys/kernel/mm/numa/demotion_enabled"),
     ("drop_caches", _drop_caches, "sync, and forget clean page cache that nobody maps: pages dropped"),

@@ -179,6 +179,14 @@ def _vmstat(world: World, values: dict[str, Any]) -> int:
     return world.counter(values["word"]) + (world.counter(more) if more else 0)
 
 
+def _node_vmstat(world: World, values: dict[str, Any]) -> int:
+    text = world.kernel.sysfs.read(f"/sys/devices/system/node/node{values['node']}/vmstat")
+    numbers = dict(line.split() for line in text.splitlines()) if isinstance(text, str) else {}
+    if values["word"] not in numbers:
+        raise Stuck(f"the node's vmstat has no {values['word']}; it has {', '.join(numbers) or 'nothing'}")
+    return int(numbers[values["word"]])
+
+
 def _node_state(world: World, values: dict[str, Any]) -> list[str] | str:
     states = world.kernel.node_states()
     if values["word"] not in states:
@@ -396,6 +404,11 @@ SUBJECTS: tuple[Subject, ...] = tuple(
             "vmstat WORD [+ MORE:WORD]",
             _vmstat,
             "a counter of /proc/vmstat, or two together, since the last mark",
+        ),
+        (
+            "node vmstat WORD of NODE",
+            _node_vmstat,
+            "a line of the node's vmstat: nr_free_pages, nr_inactive_anon, ..., numa_hit, ...",
         ),
         (
             "node state WORD",
