@@ -41,6 +41,7 @@ from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.reclaim import run_kswapd
 from privmem.nodeagent.host.sysfs import Files, kilobytes
 from privmem.nodeagent.host.task import Task
+from privmem.nodeagent.host.wake import may_reclaim
 from privmem.scheduler import mempolicy, nodemask
 from privmem.scheduler.abi import Feature
 from privmem.scheduler.isolation import DEFAULT_DESIGN, Design
@@ -195,9 +196,11 @@ class Kernel:
     # -- the kernel's threads
 
     def kswapd(self, nid: int | None = None, wake: bool = False) -> None:
-        """Let kswapd of one node, or of all, work until it rests. `wake`: even when nobody woke it."""
+        """Let kswapd of one node, or of all, work until it rests. `wake`: even when nobody woke it; a private node
+        without RECLAIM has none.
+        """
         for node in self.memory.nodes.values() if nid is None else [self.memory.nodes[nid]]:
-            node.kswapd_awake |= wake
+            node.kswapd_awake |= wake and may_reclaim(self.memory, node)
             run_kswapd(self.memory, node, _LONG_NS)
 
     def numa_scan(self, process: Process) -> None:

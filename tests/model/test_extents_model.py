@@ -67,9 +67,37 @@ class ExtentMachine(RuleBasedStateMachine):
         assert self.extents.release(host, start, nr_pages) == 0
         self.note(None, start, nr_pages)
 
+    @rule(host=HOSTS, nr_pages=st.integers(1, 700))
+    def grant_pieces(self, host: str, nr_pages: int) -> None:
+        rounded = -(-nr_pages // self.unit) * self.unit
+        answer = self.extents.grant_pieces(host, nr_pages)
+        if rounded > self.page_host[: self.usable].count(None):
+            assert answer == -errno.ENOMEM
+            return
+        assert not isinstance(answer, int)
+        assert sum(pages for _, pages in answer) == rounded
+        for start, pages in answer:
+            assert not any(self.page_host[start : start + pages])
+            self.note(host, start, pages)
+            self.held.append((host, start, pages))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release_a_part(self, data: st.DataObject) -> None:
+        """Whole units out of the midst of a piece; what is left on either side stays held."""
+        host, start, nr_pages = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        first = data.draw(st.integers(0, nr_pages // self.unit - 1)) * self.unit
+        count = data.draw(st.integers(1, (nr_pages - first) // self.unit)) * self.unit
+        assert self.extents.release(host, start + first, count) == 0
+        self.note(None, start + first, count)
+        rest = ((start, first), (start + first + count, nr_pages - first - count))
+        self.held += [(host, at, pages) for at, pages in rest if pages]
+
     @rule(host=HOSTS, start=st.integers(-1, 600), nr_pages=st.integers(0, 600))
     def release_what_is_not_held(self, host: str, start: int, nr_pages: int) -> None:
-        if (host, start, nr_pages) not in self.held:
+        whole = nr_pages > 0 and start % self.unit == nr_pages % self.unit == 0
+        inside = any(h == host and s <= start and start + nr_pages <= s + nr for h, s, nr in self.held)
+        if not (whole and inside):
             assert self.extents.release(host, start, nr_pages) == -errno.EINVAL
 
     @rule()
