@@ -17,21 +17,23 @@ from privmem.cluster.config import config_to_plain
 from privmem.cluster.config.models import (
     CompressedRam,
     Config,
-    ContentConfig,
     DeviceConfig,
-    GeneratorContent,
     HostConfig,
-    HotSetWorkload,
     NodeConfig,
     PluginDevice,
     ProcessConfig,
-    ReplayWorkload,
-    ScanWorkload,
-    ZipfWorkload,
     class_name,
     seen_bytes,
 )
 from privmem.cluster.config.topology import device_name, host_topology
+from privmem.cluster.config.workload_models import (
+    ContentConfig,
+    GeneratorContent,
+    HotSetWorkload,
+    ReplayWorkload,
+    ScanWorkload,
+    ZipfWorkload,
+)
 from privmem.cluster.plan import DEVICE, HOST, SCHEDULER, ParticipantPlan, Plan
 from privmem.cluster.plugins import make_device
 from privmem.cluster.seeds import derive_seed

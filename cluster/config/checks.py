@@ -10,25 +10,24 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from privmem.cluster.config import checks_host, checks_pool
+from privmem.cluster.config.base import CAPACITY_MAX_BYTES
 from privmem.cluster.config.checks_design import check_design
 from privmem.cluster.config.checks_host import Mistake, not_among
 from privmem.cluster.config.fields import nearest, wrong
 from privmem.cluster.config.models import (
-    CAPACITY_MAX_BYTES,
     EXTENT_DEFAULT_BYTES,
     CompressedRam,
     Config,
     DeviceConfig,
     PluginDevice,
     ProcessConfig,
-    RecordingContent,
-    ReplayWorkload,
     device_of,
     seen_bytes,
 )
 from privmem.cluster.config.shape import Path
 from privmem.cluster.config.tree import found
 from privmem.cluster.config.units import format_size, format_time
+from privmem.cluster.config.workload_models import RecordingContent, ReplayWorkload
 from privmem.cluster.errors import TraceError
 from privmem.scheduler.abi import PAGE_SIZE
 

@@ -19,12 +19,11 @@ from privmem.cluster.config.models import (
     NodeConfig,
     PolicyConfig,
     ProcessConfig,
-    RecordingContent,
-    ReplayWorkload,
 )
 from privmem.cluster.config.shape import Path
 from privmem.cluster.config.tree import found
 from privmem.cluster.config.units import format_size, format_time
+from privmem.cluster.config.workload_models import RecordingContent, ReplayWorkload
 from privmem.scheduler.abi import PAGE_SIZE
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from pydantic.fields import FieldInfo
 
-from privmem.cluster.config import models
-from privmem.cluster.config.models import Model
+from privmem.cluster.config import models, workload_models
+from privmem.cluster.config.base import Model
 from privmem.cluster.config.shape import (
     ChoiceShape,
     LeafShape,
@@ -34,13 +34,13 @@ _SECTIONS: tuple[tuple[str, str, type[Model]], ...] = (
     ("Kernel knobs", "hosts.N.sysctl", models.SysctlConfig),
     ("Processes", "hosts.N.processes.N", models.ProcessConfig),
     ("Memory policy", "hosts.N.processes.N.policy", models.PolicyConfig),
-    ("Workload: replay", "hosts.N.processes.N.workload", models.ReplayWorkload),
-    ("Workload: zipf", "hosts.N.processes.N.workload", models.ZipfWorkload),
-    ("Workload: uniform", "hosts.N.processes.N.workload", models.UniformWorkload),
-    ("Workload: scan", "hosts.N.processes.N.workload", models.ScanWorkload),
-    ("Workload: hotset", "hosts.N.processes.N.workload", models.HotSetWorkload),
-    ("Content: recording", "hosts.N.processes.N.content", models.RecordingContent),
-    ("Content: generator", "hosts.N.processes.N.content", models.GeneratorContent),
+    ("Workload: replay", "hosts.N.processes.N.workload", workload_models.ReplayWorkload),
+    ("Workload: zipf", "hosts.N.processes.N.workload", workload_models.ZipfWorkload),
+    ("Workload: uniform", "hosts.N.processes.N.workload", workload_models.UniformWorkload),
+    ("Workload: scan", "hosts.N.processes.N.workload", workload_models.ScanWorkload),
+    ("Workload: hotset", "hosts.N.processes.N.workload", workload_models.HotSetWorkload),
+    ("Content: recording", "hosts.N.processes.N.content", workload_models.RecordingContent),
+    ("Content: generator", "hosts.N.processes.N.content", workload_models.GeneratorContent),
 )
 
 _INTRODUCTION = """\

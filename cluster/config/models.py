@@ -12,24 +12,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from privmem.cluster.config.base import (
+    BANDWIDTH,
+    CAPACITY,
+    CAPACITY_MAX_BYTES,
+    GIB,
+    LATENCY,
+    MIB,
+    MS_NS,
+    NODE_ID,
+    PERIOD,
+    S_NS,
+    SEED,
+    TIB,
+    US_NS,
+    Model,
+)
 from privmem.cluster.config.designs import DesignName
-from privmem.cluster.config.fields import FilePath, Name, OneOf, Permille, Whole, rate, size, time
+from privmem.cluster.config.fields import Name, OneOf, Whole, size, time
+from privmem.cluster.config.workload_models import (
+    ContentConfig,
+    GeneratorContent,
+    ReplayWorkload,
+    WorkloadConfig,
+)
 from privmem.scheduler.abi import MAX_NUMNODES, PAGE_SIZE, PAGEBLOCK_ORDER
 from privmem.scheduler.isolation import DEFAULT_DESIGN
 
 if TYPE_CHECKING:
     from privmem.cluster.plugins import PluginClass
 
-_KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
-_US_NS, _MS_NS, _S_NS = 1000, 1000**2, 1000**3
-
-#: Page numbers are int32 all over: 2**30 pages are 4 TiB, and the nodes of a host together
-#: stay within it too.
-CAPACITY_MAX_BYTES = 4 * _TIB
-#: Room for the watermarks of a zone, with something left to allocate.
-CAPACITY_MIN_BYTES = 256 * _KIB
 #: Linux `pageblock_order` 9: 512 pages of 4 KiB.
 EXTENT_DEFAULT_BYTES = PAGE_SIZE << PAGEBLOCK_ORDER
 #: Linux `LOCAL_DISTANCE`: a node to itself.
@@ -39,34 +53,6 @@ REMOTE_DISTANCE = 20
 #: Largest distance: the ACPI SLIT keeps a byte, and 255 means unreachable.
 DISTANCE_MAX = 254
 CPUS_MAX = 1024
-SEED_MAX = (1 << 63) - 1
-_COUNT_MAX = 1 << 62
-
-_Capacity = size(CAPACITY_MIN_BYTES, CAPACITY_MAX_BYTES)
-_Latency = time(1, _S_NS)
-_Bandwidth = rate(_MIB, 16 * _TIB)
-_Period = time(_US_NS, 3600 * _S_NS)
-_Seed = Whole(0, SEED_MAX)
-_Count = Whole(1, _COUNT_MAX)
-_NodeId = Whole(0, MAX_NUMNODES - 1)
-_Share = Permille(0, 1000)
-
-_UNITS = ("_bytes_per_s", "_bytes", "_ns", "_permille")
-
-
-def yaml_key(attribute: str) -> str:
-    """The YAML key of an attribute: its name without the unit."""
-    for unit in _UNITS:
-        if attribute.endswith(unit):
-            return attribute.removesuffix(unit)
-    return attribute
-
-
-class Model(BaseModel):
-    """Base of all: unknown keys are mistakes, values are not coerced, nothing changes after loading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=yaml_key)
-
 
 # --- devices
 
@@ -74,9 +60,9 @@ class Model(BaseModel):
 class RemovalConfig(Model):
     """A pooled device takes memory back by force."""
 
-    at_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(description="When; the host hears an epoch later.")
+    at_ns: Annotated[int, time(0, 86_400 * S_NS)] = Field(description="When; the host hears an epoch later.")
     host: str = Field(description="From whom.")
-    size_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
+    size_bytes: Annotated[int, size(PAGE_SIZE, TIB)] = Field(
         description="How much at least, in whole extents, those granted last first; all, if the host holds less."
     )
 
@@ -85,14 +71,14 @@ class _Device(Model):
     """What devices of every class have."""
 
     device_class: str = Field(alias="class")  # stated by each class; here for its place, the first
-    capacity_bytes: Annotated[int, _Capacity] = Field(
+    capacity_bytes: Annotated[int, CAPACITY] = Field(
         description="Physical memory; a multiple of the 4 KiB page."
     )
     pooled: bool = Field(
         default=False,
         description="Whether nodes of several hosts share it. Only a device under `devices` can be pooled.",
     )
-    extent_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
+    extent_bytes: Annotated[int, size(PAGE_SIZE, TIB)] = Field(
         default=EXTENT_DEFAULT_BYTES,
         description="What a pooled device grants to a host at once: a power of two that divides the "
         "capacity. The "
@@ -119,7 +105,7 @@ class _Device(Model):
         "when one below its share was refused: those farthest above it by weight, those that access "
         "theirs least, those that hold most, or all in turn; `none`: nobody is asked.",
     )
-    request_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] | None = Field(
+    request_bytes: Annotated[int, size(PAGE_SIZE, TIB)] | None = Field(
         default=None,
         description="What a host asks a pooled device for at once, in whole extents; it may get less, and in "
         "several pieces. When left out, one extent.",
@@ -129,16 +115,16 @@ class _Device(Model):
         description="Forced removals: the pooled device takes extents back from a host, whose residents move "
         "away; pages that cannot move are lost and reported, and processes that map one are killed.",
     )
-    read_latency_ns: Annotated[int, _Latency] | None = Field(
+    read_latency_ns: Annotated[int, LATENCY] | None = Field(
         default=None, description="Latency of a read from the idle device; when left out, that of the class."
     )
-    write_latency_ns: Annotated[int, _Latency] | None = Field(
+    write_latency_ns: Annotated[int, LATENCY] | None = Field(
         default=None, description="Latency of a write to the idle device; when left out, that of the class."
     )
-    read_bandwidth_bytes_per_s: Annotated[int, _Bandwidth] | None = Field(
+    read_bandwidth_bytes_per_s: Annotated[int, BANDWIDTH] | None = Field(
         default=None, description="What can be read each second; when left out, that of the class."
     )
-    write_bandwidth_bytes_per_s: Annotated[int, _Bandwidth] | None = Field(
+    write_bandwidth_bytes_per_s: Annotated[int, BANDWIDTH] | None = Field(
         default=None, description="What can be written each second; when left out, that of the class."
     )
     loaded_latency: (
@@ -164,7 +150,7 @@ class CompressedRam(_Device):
     device_class: Literal["compressed-ram"] = Field(
         alias="class", description="Device class; it sets the timing that is not given here."
     )
-    perceived_bytes: Annotated[int, _Capacity] = Field(
+    perceived_bytes: Annotated[int, CAPACITY] = Field(
         description="Memory that the hosts see; a multiple of the 4 KiB page, at least the capacity."
     )
     codec: Annotated[str, OneOf("codec", ("lz4", "none", "zstd"))] = Field(
@@ -193,7 +179,7 @@ class CompressedRam(_Device):
         "when it gives them back; literal pages are kept always. Costs memory and time of the machine that "
         "runs this, and changes no figure.",
     )
-    decompress_latency_ns: Annotated[int, time(0, _S_NS)] | None = Field(
+    decompress_latency_ns: Annotated[int, time(0, S_NS)] | None = Field(
         default=None, description="What (de)compression adds to an access; when left out, that of the codec."
     )
     block_cache_bytes: Annotated[int, size(0, CAPACITY_MAX_BYTES)] = Field(
@@ -219,123 +205,6 @@ class PluginDevice(_Device):
 DeviceConfig: TypeAlias = PlainDevice | CompressedRam | PluginDevice
 AnyDevice: TypeAlias = Annotated[DeviceConfig, Field(discriminator="device_class")]
 
-# --- page contents
-
-
-class RecordingContent(Model):
-    """The pages that the recording of a replay workload holds."""
-
-    kind: Literal["recording"] = Field(description="The page images of the workload's recording.")
-    literal: bool = Field(
-        default=False,
-        description="Whether pages travel to devices byte for byte, as those that programs wrote do, and not by "
-        "description: the device knows their bytes alone, and sends them back when a page leaves it.",
-    )
-
-
-class GeneratorContent(Model):
-    """Made-up pages with stated statistics."""
-
-    kind: Literal["generator"] = Field(description="Pages with the statistics that are stated here.")
-    zero_share_permille: Annotated[int, _Share] = Field(
-        default=100, description="Share of the pages that hold only zeros until they are written."
-    )
-    random_bytes: Annotated[int, Whole(0, PAGE_SIZE)] = Field(
-        default=1024,
-        alias="random_bytes",
-        description="Bytes of a page that do not compress; the rest repeats.",
-    )
-    changed_bytes: Annotated[int, Whole(0, PAGE_SIZE)] = Field(
-        default=64,
-        alias="changed_bytes",
-        description="Bytes that a write changes. The default is a cache line.",
-    )
-    seed: Annotated[int, _Seed] = Field(default=0, description="Seed of the bytes.")
-    literal: bool = Field(
-        default=False,
-        description="Whether pages travel to devices byte for byte, as those that programs wrote do, and not by "
-        "description: the device knows their bytes alone, and sends them back when a page leaves it.",
-    )
-
-
-ContentConfig: TypeAlias = RecordingContent | GeneratorContent
-
-# --- workloads
-
-
-class ReplayWorkload(Model):
-    """The accesses of a recorded program, in their order."""
-
-    kind: Literal["replay"] = Field(description="The accesses of a recording.")
-    recording: Annotated[str, FilePath(".pmtrace")] = Field(
-        description="The recording's file, relative to the configuration's folder."
-    )
-    repeat: Annotated[int, Whole(1, 1_000_000)] = Field(default=1, description="How often it is replayed.")
-    start: Annotated[int, Whole(0, _COUNT_MAX)] = Field(
-        default=0, description="Accesses at the recording's start that the first replay skips."
-    )
-
-
-class _Synthetic(Model):
-    """What every synthetic workload has."""
-
-    kind: str  # stated by each workload; here for its place, the first
-    size_bytes: Annotated[int, size(PAGE_SIZE, CAPACITY_MAX_BYTES)] = Field(
-        description="Memory that it touches; a multiple of the 4 KiB page."
-    )
-    accesses: Annotated[int, _Count] = Field(description="Accesses until it ends.")
-    write_share_permille: Annotated[int, _Share] = Field(
-        default=0, description="Share of the accesses that write."
-    )
-    seed: Annotated[int, _Seed] = Field(
-        default=0, description="Seed of its draws; the run's seed, the host and the process enter as well."
-    )
-
-
-class ZipfWorkload(_Synthetic):
-    """Pages by popularity: the k-th most popular is drawn in proportion to k ** -theta."""
-
-    kind: Literal["zipf"] = Field(description="Few pages take most accesses.")
-    theta_permille: Annotated[int, Permille(0, 4000)] = Field(
-        default=990, description="Exponent of the popularity; 0 is uniform. The default is that of YCSB."
-    )
-
-
-class UniformWorkload(_Synthetic):
-    """Every page as likely as every other."""
-
-    kind: Literal["uniform"] = Field(description="All pages alike.")
-
-
-class ScanWorkload(_Synthetic):
-    """One page after the other, from the start again at the end."""
-
-    kind: Literal["scan"] = Field(description="Pages in order, round and round.")
-    stride_pages: Annotated[int, Whole(1, 1 << 20)] = Field(
-        default=1, description="Pages from one access to the next."
-    )
-
-
-class HotSetWorkload(_Synthetic):
-    """A hot range of pages that takes most accesses and moves on."""
-
-    kind: Literal["hotset"] = Field(description="A hot range that moves.")
-    hot_share_permille: Annotated[int, Permille(1, 1000)] = Field(
-        default=100, description="Share of the pages that are hot."
-    )
-    hot_access_share_permille: Annotated[int, _Share] = Field(
-        default=900, description="Share of the accesses that go to hot pages."
-    )
-    period_accesses: Annotated[int, _Count] = Field(
-        default=100_000, description="Accesses between two moves of the hot range."
-    )
-    move_pages: Annotated[int, Whole(0, 1 << 30)] = Field(
-        default=64, description="Pages by which the hot range moves; 0 keeps it in place."
-    )
-
-
-WorkloadConfig: TypeAlias = ReplayWorkload | ZipfWorkload | UniformWorkload | ScanWorkload | HotSetWorkload
-
 # --- hosts
 
 FeatureName: TypeAlias = Literal[
@@ -359,7 +228,7 @@ FeatureName: TypeAlias = Literal[
 class NodeConfig(Model):
     """A memory node of a host."""
 
-    id: Annotated[int, _NodeId] = Field(description="Node id, unique on its host.")
+    id: Annotated[int, NODE_ID] = Field(description="Node id, unique on its host.")
     memory: AnyDevice | None = Field(
         default=None,
         description="A device of its own, described in place and named HOST.nID. Either this or `device`.",
@@ -370,7 +239,7 @@ class NodeConfig(Model):
     cpus: tuple[Annotated[int, Whole(0, CPUS_MAX - 1)], ...] = Field(
         default=(), description="CPUs of this node."
     )
-    via: Annotated[int, _NodeId] | None = Field(
+    via: Annotated[int, NODE_ID] | None = Field(
         default=None,
         description="Node through which it is reached: its distance to any other is that of `via`, plus "
         "`hop`.",
@@ -378,12 +247,12 @@ class NodeConfig(Model):
     hop: Annotated[int, Whole(1, DISTANCE_MAX - LOCAL_DISTANCE)] | None = Field(
         default=None, description="Distance that it adds to that of `via`."
     )
-    link_latency_ns: Annotated[int, time(0, _S_NS)] = Field(
+    link_latency_ns: Annotated[int, time(0, S_NS)] = Field(
         default=0,
         description="What switches and ports on the way to the device add to an access. The latency of a class "
         "includes one direct link.",
     )
-    link_bandwidth_bytes_per_s: Annotated[int, _Bandwidth] | None = Field(
+    link_bandwidth_bytes_per_s: Annotated[int, BANDWIDTH] | None = Field(
         default=None,
         description="What this host's link to the device can carry each way, whatever the device can; needs a "
         "`link_latency`. No bound when left out.",
@@ -425,23 +294,23 @@ class SysctlConfig(Model):
         description="Free memory behind the min watermarks, in KiB; when left out, what Linux 6.1 computes "
         "from the size of memory (`calculate_min_free_kbytes`, mm/page_alloc.c).",
     )
-    numa_balancing_scan_period_min_ns: Annotated[int, _Period] = Field(
-        default=_S_NS,
+    numa_balancing_scan_period_min_ns: Annotated[int, PERIOD] = Field(
+        default=S_NS,
         description="Shortest time in which the scan covers `numa_balancing_scan_size`. Linux 6.1 "
         "`sysctl_numa_balancing_scan_period_min`, kernel/sched/fair.c.",
     )
-    numa_balancing_scan_size_bytes: Annotated[int, size(PAGE_SIZE, _TIB)] = Field(
-        default=256 * _MIB,
+    numa_balancing_scan_size_bytes: Annotated[int, size(PAGE_SIZE, TIB)] = Field(
+        default=256 * MIB,
         description="Memory that one scan period marks for hint faults. Linux 6.1 "
         "`sysctl_numa_balancing_scan_size`, kernel/sched/fair.c.",
     )
-    numa_balancing_hot_threshold_ns: Annotated[int, _Period] = Field(
-        default=_S_NS,
+    numa_balancing_hot_threshold_ns: Annotated[int, PERIOD] = Field(
+        default=S_NS,
         description="A page is hot when its hint fault comes within this time of the scan. Linux 6.1 "
         "`sysctl_numa_balancing_hot_threshold`, kernel/sched/fair.c.",
     )
-    numa_balancing_promote_rate_limit_bytes_per_s: Annotated[int, _Bandwidth] = Field(
-        default=64 * _GIB,
+    numa_balancing_promote_rate_limit_bytes_per_s: Annotated[int, BANDWIDTH] = Field(
+        default=64 * GIB,
         description="Most that is promoted each second. Linux 6.1 `sysctl_numa_balancing_promote_rate_limit` "
         "(65536, in units of 1 MiB), kernel/sched/fair.c.",
     )
@@ -453,7 +322,7 @@ class PolicyConfig(Model):
     mode: Literal["default", "local", "bind", "preferred", "preferred_many", "interleave"] = Field(
         default="default", description="Mode, named as the kernel's MPOL_ constants."
     )
-    nodes: tuple[Annotated[int, _NodeId], ...] = Field(
+    nodes: tuple[Annotated[int, NODE_ID], ...] = Field(
         default=(), description="Nodes of the mode; `default` and `local` take none."
     )
     flags: tuple[Literal["static_nodes", "relative_nodes"], ...] = Field(
@@ -469,9 +338,9 @@ class ProcessConfig(Model):
     threads: Annotated[int, Whole(1, 256)] = Field(
         default=1, description="Accesses in flight at once; they divide the latency of each."
     )
-    think_ns: Annotated[int, time(0, _S_NS)] = Field(default=0, description="CPU time between two accesses.")
-    start_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(default=0, description="When it begins.")
-    stop_ns: Annotated[int, time(0, 86_400 * _S_NS)] = Field(
+    think_ns: Annotated[int, time(0, S_NS)] = Field(default=0, description="CPU time between two accesses.")
+    start_ns: Annotated[int, time(0, 86_400 * S_NS)] = Field(default=0, description="When it begins.")
+    stop_ns: Annotated[int, time(0, 86_400 * S_NS)] = Field(
         default=0,
         description="When it exits, whatever is left to do, and its memory is free again; 0s: never.",
     )
@@ -528,14 +397,14 @@ class HostConfig(Model):
 class EngineConfig(Model):
     """How the run is cut in time."""
 
-    duration_ns: Annotated[int, time(_US_NS, 86_400 * _S_NS)] = Field(
+    duration_ns: Annotated[int, time(US_NS, 86_400 * S_NS)] = Field(
         description="Most virtual time that the run takes; it ends earlier when every process has ended."
     )
-    epoch_ns: Annotated[int, _Period] = Field(
-        default=5 * _MS_NS, description="Hosts run on their own for so long before they meet."
+    epoch_ns: Annotated[int, PERIOD] = Field(
+        default=5 * MS_NS, description="Hosts run on their own for so long before they meet."
     )
-    slice_ns: Annotated[int, _Period] = Field(
-        default=250 * _US_NS, description="Processes of one host take turns of this length within an epoch."
+    slice_ns: Annotated[int, PERIOD] = Field(
+        default=250 * US_NS, description="Processes of one host take turns of this length within an epoch."
     )
 
 
@@ -552,7 +421,7 @@ class Config(Model):
 
     schema_version: Annotated[int, Whole(1, 1)] = Field(alias="schema", description="Version of this format.")
     name: Annotated[str, Name()] = Field(description="Name of the run.")
-    seed: Annotated[int, _Seed] = Field(default=0, description="Seed of the whole run.")
+    seed: Annotated[int, SEED] = Field(default=0, description="Seed of the whole run.")
     design: Annotated[str, DesignName()] = Field(
         default=DEFAULT_DESIGN, description="Isolation design: who reaches a private node."
     )

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from privmem.cluster.config.base import Model
 from privmem.cluster.config.fields import Leaf
-from privmem.cluster.config.models import Model
 
 Path = tuple[str | int, ...]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from privmem.cluster.config.base import Model
 from privmem.cluster.config.describe import markdown
-from privmem.cluster.config.models import Config, Model
+from privmem.cluster.config.models import Config
 from privmem.cluster.config.shape import ChoiceShape, ListShape, MapShape, ModelShape, Shape, shape_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"

@@ -22,10 +22,9 @@ from privmem.cluster.config import (
     json_schema,
     load_config,
 )
-from privmem.cluster.config.models import (
-    CompressedRam,
+from privmem.cluster.config.models import CompressedRam, PlainDevice
+from privmem.cluster.config.workload_models import (
     GeneratorContent,
-    PlainDevice,
     RecordingContent,
     ReplayWorkload,
     ZipfWorkload,
