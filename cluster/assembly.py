@@ -29,7 +29,9 @@ from privmem.cluster.config.topology import device_name, host_topology
 from privmem.cluster.config.workload_models import (
     ContentConfig,
     GeneratorContent,
+    GpuWorkload,
     HotSetWorkload,
+    MessagesWorkload,
     ReplayWorkload,
     ScanWorkload,
     ZipfWorkload,
@@ -169,6 +171,7 @@ class _Assembly:
                     "stop_ns": process.stop_ns,
                     "source": source,
                     "policy": _policy(process),
+                    **_calls(stream),
                 }
             )
         spec = {
@@ -388,8 +391,30 @@ def _synthetic(workload: Any) -> dict[str, Any]:
         "kind": workload.kind,
         "nr_pages": nr_pages,
         "write_permille": workload.write_share_permille,
-        "accesses": workload.accesses,
     }
+    match workload:
+        case GpuWorkload():
+            dma_pages = workload.dma_bytes // PAGE_SIZE
+            return spec | {
+                "nid": workload.node,
+                "nr_pages": nr_pages + dma_pages,
+                "buffer_pages": nr_pages,
+                "window_pages": workload.window_bytes // PAGE_SIZE,
+                "dma_pages": dma_pages,
+                "launches": workload.launches,
+                "launch_accesses": workload.launch_accesses,
+            }
+        case MessagesWorkload():
+            return spec | {
+                "nid": -1 if workload.node is None else workload.node,
+                "messages": workload.messages,
+                "message_pages": workload.message_bytes // PAGE_SIZE,
+                "message_accesses": workload.message_accesses,
+                "in_flight": workload.in_flight,
+                "burst": workload.burst,
+                "burst_every": workload.burst_every,
+            }
+    spec["accesses"] = workload.accesses
     match workload:
         case ZipfWorkload():
             spec["theta_permille"] = workload.theta_permille
@@ -401,6 +426,15 @@ def _synthetic(workload: Any) -> dict[str, Any]:
             spec["period_accesses"] = workload.period_accesses
             spec["move_pages"] = workload.move_pages
     return spec
+
+
+def _calls(stream: dict[str, Any]) -> dict[str, Any]:
+    """What a program with such a stream asks of drivers in between: told by the same spec."""
+    if stream["kind"] not in ("gpu", "messages"):
+        return {}
+    return {
+        "calls": {name: value for name, value in stream.items() if name not in ("seed", "write_permille")}
+    }
 
 
 def _policy(process: ProcessConfig) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from privmem.cluster.config import checks_host, checks_pool
+from privmem.cluster.config import checks_host, checks_pool, checks_work
 from privmem.cluster.config.base import CAPACITY_MAX_BYTES
 from privmem.cluster.config.checks_design import check_design
 from privmem.cluster.config.checks_host import Mistake, not_among
@@ -46,8 +46,9 @@ def check_config(config: Config) -> list[Mistake]:
         *_capacity(config),
     ]
     for n, host in enumerate(config.hosts):
-        of_host = checks_host.check_host(host, ("hosts", n))
-        mistakes += of_host or check_design(config, host, ("hosts", n))
+        place: Path = ("hosts", n)
+        of_host = [*checks_host.check_host(host, place), *checks_work.check_workloads(host, place)]
+        mistakes += of_host or check_design(config, host, place)
     return mistakes + list(_recordings(config))
 
 

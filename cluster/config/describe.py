@@ -39,8 +39,11 @@ _SECTIONS: tuple[tuple[str, str, type[Model]], ...] = (
     ("Workload: uniform", "hosts.N.processes.N.workload", workload_models.UniformWorkload),
     ("Workload: scan", "hosts.N.processes.N.workload", workload_models.ScanWorkload),
     ("Workload: hotset", "hosts.N.processes.N.workload", workload_models.HotSetWorkload),
+    ("Workload: gpu", "hosts.N.processes.N.workload", workload_models.GpuWorkload),
+    ("Workload: messages", "hosts.N.processes.N.workload", workload_models.MessagesWorkload),
     ("Content: recording", "hosts.N.processes.N.content", workload_models.RecordingContent),
     ("Content: generator", "hosts.N.processes.N.content", workload_models.GeneratorContent),
+    ("Content: phases", "hosts.N.processes.N.content.phases.N", workload_models.ContentPhase),
 )
 
 _INTRODUCTION = """\

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from privmem.cluster.config.base import CAPACITY_MAX_BYTES, COUNT, COUNT_MAX, SEED, SHARE, Model
+from privmem.cluster.config.base import CAPACITY_MAX_BYTES, COUNT, COUNT_MAX, NODE_ID, SEED, SHARE, Model
 from privmem.cluster.config.fields import FilePath, Permille, Whole, size
 from privmem.scheduler.abi import PAGE_SIZE
 
@@ -125,4 +125,79 @@ class HotSetWorkload(_Synthetic):
     )
 
 
-WorkloadConfig: TypeAlias = ReplayWorkload | ZipfWorkload | UniformWorkload | ScanWorkload | HotSetWorkload
+class GpuWorkload(Model):
+    """A program that computes on a GPU over a coherent link, and the driver that moves its buffers."""
+
+    kind: Literal["gpu"] = Field(description="Kernels on a GPU, whose driver moves their buffers.")
+    node: Annotated[int, NODE_ID] = Field(description="The private node that is the GPU's memory.")
+    size_bytes: Annotated[int, size(PAGE_SIZE, CAPACITY_MAX_BYTES)] = Field(
+        description="Buffers of the program; a multiple of the 4 KiB page."
+    )
+    window_bytes: Annotated[int, size(PAGE_SIZE, CAPACITY_MAX_BYTES)] = Field(
+        description="Part of the buffers that one launch works on: the driver moves it onto `node` before, and "
+        "back after; the next launch takes the next part. A multiple of the 4 KiB page."
+    )
+    dma_bytes: Annotated[int, size(0, CAPACITY_MAX_BYTES)] = Field(
+        default=0,
+        description="DMA buffers beside those, put onto `node` at the start and pinned there for long; where the "
+        "isolation design has no such pin, they are pinned in ordinary memory. A multiple of the 4 KiB page.",
+    )
+    launches: Annotated[int, COUNT] = Field(description="Kernels launched until it ends.")
+    launch_accesses: Annotated[int, Whole(1, 1 << 40)] = Field(
+        description="Accesses of one kernel, to any page of its part."
+    )
+    write_share_permille: Annotated[int, SHARE] = Field(
+        default=0, description="Share of a kernel's accesses that write."
+    )
+    seed: Annotated[int, SEED] = Field(
+        default=0, description="Seed of its draws; the run's seed, the host and the process enter as well."
+    )
+
+
+class MessagesWorkload(Model):
+    """A program that sends messages through a network accelerator with memory of its own."""
+
+    kind: Literal["messages"] = Field(description="Messages, each in buffers that the network stack takes.")
+    node: Annotated[int, NODE_ID] | None = Field(
+        default=None,
+        description="The private node of the target device, which its buffers are on while there is room; local "
+        "DRAM otherwise, as for a device without a node.",
+    )
+    size_bytes: Annotated[int, size(PAGE_SIZE, CAPACITY_MAX_BYTES)] = Field(
+        description="Memory of the program itself; a multiple of the 4 KiB page."
+    )
+    messages: Annotated[int, COUNT] = Field(description="Messages until it ends.")
+    message_bytes: Annotated[int, size(PAGE_SIZE, 1 << 30)] = Field(
+        default=PAGE_SIZE, description="Buffers of a message; a multiple of the 4 KiB page."
+    )
+    message_accesses: Annotated[int, Whole(1, 1 << 40)] = Field(
+        default=16, description="Accesses of the program to its own memory for one message."
+    )
+    in_flight: Annotated[int, Whole(1, 1 << 20)] = Field(
+        default=16,
+        description="Messages whose buffers are held at a time; the oldest is sent and freed next.",
+    )
+    burst: Annotated[int, Whole(0, 1 << 20)] = Field(
+        default=0,
+        description="Messages in flight while a burst lasts, which is as many messages; 0: no bursts.",
+    )
+    burst_every: Annotated[int, COUNT] = Field(
+        default=1000, description="Messages from the start of one burst to that of the next."
+    )
+    write_share_permille: Annotated[int, SHARE] = Field(
+        default=0, description="Share of the accesses that write."
+    )
+    seed: Annotated[int, SEED] = Field(
+        default=0, description="Seed of its draws; the run's seed, the host and the process enter as well."
+    )
+
+
+WorkloadConfig: TypeAlias = (
+    ReplayWorkload
+    | ZipfWorkload
+    | UniformWorkload
+    | ScanWorkload
+    | HotSetWorkload
+    | GpuWorkload
+    | MessagesWorkload
+)

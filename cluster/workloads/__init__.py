@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from privmem.cluster.errors import ConfigError
-from privmem.cluster.workloads.streams import HotSet, Replay, Scan, Stream, Uniform, Zipf
+from privmem.cluster.workloads.streams import Gpu, HotSet, Messages, Replay, Scan, Stream, Uniform, Zipf
 
-WORKLOADS: dict[str, type[Zipf | Uniform | Scan | HotSet | Replay]] = {
+WORKLOADS: dict[str, type[Zipf | Uniform | Scan | HotSet | Gpu | Messages | Replay]] = {
     "zipf": Zipf,
     "uniform": Uniform,
     "scan": Scan,
     "hotset": HotSet,
+    "gpu": Gpu,
+    "messages": Messages,
     "replay": Replay,
 }
 

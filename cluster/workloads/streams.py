@@ -116,6 +116,40 @@ class HotSet(Synthetic):
         kernel.fill_hotset(out, self.given, self.key, *shape, self.write_limit)
 
 
+class Gpu(Synthetic):
+    """Launches of kernels, each of which works on the next part of the buffers: the program writes every page of
+    it, the kernel accesses pages of it at random, the program reads every page. Spec: window_pages, buffer_pages,
+    nr_pages with the DMA buffers behind those, launches, launch_accesses, write_permille, seed.
+    """
+
+    def __init__(self, spec: dict[str, Any], resources: Resources) -> None:
+        self.window = whole(spec, "window_pages", 1, spec["nr_pages"])
+        self.windows = whole(spec, "buffer_pages", self.window, spec["nr_pages"]) // self.window
+        self.kernel_accesses = whole(spec, "launch_accesses", 1, _COUNT_MAX)
+        self.period = 2 * self.window + self.kernel_accesses
+        super().__init__(spec | {"accesses": whole(spec, "launches", 0, _COUNT_MAX) * self.period}, resources)
+
+    def _generate(self, out: np.ndarray) -> None:
+        kernel.fill_uniform(out, self.given, self.key, np.uint64(self.window), self.write_limit)
+        launch, at = np.divmod(np.arange(self.given, self.given + len(out)), self.period)
+        first = (launch % self.windows * self.window).astype(np.uint32)
+        after = at - self.window - self.kernel_accesses
+        out[at < self.window] = (at[at < self.window] << 1 | 1).astype(np.uint32)
+        out[after >= 0] = (after[after >= 0] << 1).astype(np.uint32)
+        out += first << np.uint32(1)
+
+
+class Messages(Uniform):
+    """A program's own memory while it makes messages, so many accesses each. Spec: as Uniform, with messages and
+    message_accesses for accesses.
+    """
+
+    def __init__(self, spec: dict[str, Any], resources: Resources) -> None:
+        messages = whole(spec, "messages", 0, _COUNT_MAX)
+        each = whole(spec, "message_accesses", 1, _COUNT_MAX)
+        super().__init__(spec | {"accesses": messages * each}, resources)
+
+
 class Replay(Stream):
     """A recorded program. Spec: nr_pages, accesses (name of a uint32 array in the resources), repeat, start.
 

@@ -370,6 +370,7 @@ class Host:
                 "ended": p.ended,
                 "killed": p.killed,
                 "spec": asdict(p.spec),
+                **({} if p.calls is None else {"call_ns": p.call_ns, "calls": p.calls.figures}),
             }
             for p in self.programs
         }

@@ -27,13 +27,20 @@ PGDAT_PAGES = 2
 KSWAPD_STACK_PAGES = 4
 
 
-def take_page(memory: Memory, request: AllocRequest, holder: str, mems: int | None = None) -> int:
+def take_page(
+    memory: Memory, request: AllocRequest, holder: str, mems: int | None = None, may_reclaim: bool = True
+) -> int:
     """One page for the kernel itself, or -ENOMEM where the request reaches no memory."""
     resolution = memory.resolver.resolve(request, mems)
     if not resolution.zones:
         return -errno.ENOMEM
     context = AllocContext(
-        resolution.zones, request.reason, uninvited=resolution.uninvited, request=request, cpu_nid=request.nid
+        resolution.zones,
+        request.reason,
+        uninvited=resolution.uninvited,
+        request=request,
+        cpu_nid=request.nid,
+        may_reclaim=may_reclaim,
     )
     pfn = alloc_page(memory, context)
     if pfn >= 0:

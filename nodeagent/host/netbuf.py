@@ -21,9 +21,12 @@ def alloc_buffer(memory: Memory, device_nid: int | None, cpu_nid: int, holder: s
     pfn = -errno.ENOMEM
     if device_nid is not None and memory.nodes[device_nid].managed_pages:
         near = AllocRequest(device_nid, None, Reason.NETWORK, this_node=True, private=True)
-        pfn = kmem.take_page(memory, near, holder)
-    if pfn < 0:
-        pfn = kmem.take_page(memory, AllocRequest(cpu_nid, None, Reason.KERNEL, movable=False), holder)
+        pfn = kmem.take_page(memory, near, holder, may_reclaim=False)  # there is something to fall back on
+    if pfn >= 0:
+        memory.vmstat.add("netbuf_device")
+        return pfn
+    pfn = kmem.take_page(memory, AllocRequest(cpu_nid, None, Reason.KERNEL, movable=False), holder)
+    memory.vmstat.add("netbuf_fallback" if pfn >= 0 else "netbuf_fail")
     return pfn
 
 

@@ -201,5 +201,6 @@ def kill_largest(memory: Memory, programs: list[Program]) -> None:
     tell(memory, task, control)
     for vma in victim.task.mm.vmas:
         unmap_range(memory, vma)
+    victim.release(memory)
     victim.ended = victim.killed = True
     memory.vmstat.add("oom_kill")

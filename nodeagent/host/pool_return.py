@@ -153,6 +153,7 @@ def _lose(memory: Memory, node: Node, start: int, nr_pages: int, programs: list[
         rows += [_lost_row(memory, node, program, slot) for slot in mapped.tolist()]
         for vma in program.task.mm.vmas:
             unmap_range(memory, vma)
+        program.release(memory)
         program.ended = program.killed = True
         memory.vmstat.add("extent_kill")
     return sorted(rows)

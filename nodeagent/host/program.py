@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from privmem.nodeagent.host._access_kernel import run_accesses
+from privmem.nodeagent.host.device_calls import make_calls
 from privmem.nodeagent.host.fault import handle_fault, unmap_range
 from privmem.nodeagent.host.layout import STOP_BUDGET, STOP_END
 from privmem.nodeagent.host.memory import Memory
@@ -53,6 +54,7 @@ class ProgramSpec:
     source: int  # content of its pages, see `nodeagent/content.py`
     start_ns: int = 0  # when it begins
     stop_ns: int = 0  # when it exits, whatever is left to do, and its memory is free; 0 for never
+    calls: dict[str, Any] | None = None  # what it asks of drivers between accesses, see device_calls.py
 
 
 class Program:
@@ -71,12 +73,14 @@ class Program:
         self.accesses = 0
         self.access_ns = 0  # time spent in accesses, without faults and thinking, summed over threads
         self.fault_ns = 0
+        self.call_ns = 0  # time in calls of drivers and the network stack, during which all threads wait
         self.ended = False
         self.killed = False
         self.exited = False
         self.cost_ns = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
         self.slot = memory.page_table.take(stream.nr_pages, task.mm.mm_id, BASE_VPN, spec.source)
         task.mm.insert(Vma(BASE_VPN, BASE_VPN + stream.nr_pages, self.slot))
+        self.calls = make_calls(spec.calls, spec.name, task, BASE_VPN)
 
     def set_costs(self, memory: Memory) -> None:
         """Take over the devices' present latencies.
@@ -100,8 +104,8 @@ class Program:
         found no memory; calling it again goes on with the same access.
         """
         while self.time_ns < until_ns and not self.ended and not memory.out_of_memory:
-            if self.position == self.filled and not self._refill():
-                return
+            if self.position == self.filled and not self._refill(memory, until_ns):
+                continue
             begun = self.position
             self.position, spent, why = run_accesses(
                 memory.page_table.pte,
@@ -126,7 +130,13 @@ class Program:
         """`exit_mmap`: its memory is free."""
         for vma in self.task.mm.vmas:
             unmap_range(memory, vma)
+        self.release(memory)
         self.ended = self.exited = True
+
+    def release(self, memory: Memory) -> None:
+        """Its memory is unmapped: what drivers hold for it goes as well."""
+        if self.calls is not None:
+            self.calls.release(memory)
 
     def _fault(self, memory: Memory, until_ns: int) -> None:
         access = int(self.batch[self.position])
@@ -149,12 +159,26 @@ class Program:
         self.time_ns += self.carry_ns // self.spec.threads
         self.carry_ns %= self.spec.threads
 
-    def _refill(self) -> bool:
+    def _refill(self, memory: Memory, until_ns: int) -> bool:
+        """Fetch accesses, up to the next call. False when there are none: a call came first, or all are made."""
         self.accesses += self.filled
-        self.position = 0
-        self.filled = self.stream.fill(self.batch)
+        self.position = self.filled = 0
+        room = BATCH
+        if self.calls is not None:
+            room = min(room, self.calls.next_at - self.accesses)
+            if not room:
+                self._call(memory, until_ns)
+                return False
+        self.filled = self.stream.fill(self.batch[:room])
         self.ended = self.filled == 0
         return not self.ended
+
+    def _call(self, memory: Memory, until_ns: int) -> None:
+        assert self.calls is not None
+        memory.now_ns = max(memory.now_ns, min(self.time_ns, until_ns))
+        took = self.calls.call(memory)
+        self.call_ns += took
+        self.time_ns += took
 
     @property
     def accesses_done(self) -> int:
@@ -179,6 +203,7 @@ class Program:
             "batch": self.batch[: self.filled].copy(),
             "stream": self.stream.snapshot(),
             "task": self.task.snapshot(),
+            **({} if self.calls is None else {"call_ns": self.call_ns, "calls": self.calls.snapshot()}),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -187,3 +212,6 @@ class Program:
         self.batch[: self.filled] = snapshot["batch"]
         self.stream.restore(snapshot["stream"])
         self.task.restore(snapshot["task"])
+        if self.calls is not None:
+            self.call_ns = snapshot["call_ns"]
+            self.calls.restore(snapshot["calls"])

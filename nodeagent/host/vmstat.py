@@ -63,6 +63,13 @@ EVENTS = (
     "memory_failure",  # ours: hardware errors in allocated frames
     "nr_foll_pin_acquired",
     "nr_foll_pin_released",
+    "longterm_pin_fail",  # ours: pages of DMA buffers that may not be pinned on the node of their device
+    "driver_migrate_in",  # ours: pages that a GPU's driver moved onto its node before a launch
+    "driver_migrate_back",  # ours: and off it afterwards
+    "driver_migrate_fail",  # ours: those that there was no room for, and stayed out
+    "netbuf_device",  # ours: message buffers on the node of their target device
+    "netbuf_fallback",  # ours: those in ordinary memory, as the device has none or none left
+    "netbuf_fail",  # ours: those that no memory could be had for
     "nr_balloon_pages",  # no event: what the balloons of compressed nodes hold now
     "balloon_inflate",
     "balloon_deflate",

@@ -22,6 +22,15 @@ SPECS: dict[str, dict[str, Any]] = {
     "scan": _DRAWN | {"stride_pages": 7},
     "hotset": _DRAWN
     | {"hot_pages": 10, "hot_access_permille": 900, "period_accesses": 130, "move_pages": 33},
+    "gpu": {"nr_pages": NR_PAGES, "buffer_pages": 90, "window_pages": 15, "dma_pages": 11, "launches": 10}
+    | {"launch_accesses": 70, "write_permille": 300, "seed": 5},
+    "messages": {
+        "nr_pages": NR_PAGES,
+        "messages": 125,
+        "message_accesses": 8,
+        "write_permille": 300,
+        "seed": 5,
+    },
     "replay": {"nr_pages": NR_PAGES, "accesses": "recorded", "repeat": 4, "start": 12},
 }
 RESOURCES = {"recorded": (np.arange(253, dtype=np.uint32) * 37 % NR_PAGES) << 1 | np.arange(253) % 3 // 2}
@@ -93,16 +102,40 @@ def test_what_lies_beyond_the_given_accesses_is_left_alone(kind: str) -> None:
     assert out[3:].tolist() == [77] * 5
 
 
+#: What says how long a stream is.
+LENGTHS = {"gpu": "launches", "messages": "messages"}
+
+
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"replay"}))
 def test_seeds_and_shares(kind: str) -> None:
     assert take(stream_of(kind), 200) == take(stream_of(kind), 200)
     assert take(stream_of(kind), 200) != take(stream_of(kind, seed=6), 200)
-    assert take(stream_of(kind, accesses=0), 10) == []
+    assert take(stream_of(kind, **{LENGTHS.get(kind, "accesses"): 0}), 10) == []
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"replay", "gpu"}))
+def test_shares_of_writes(kind: str) -> None:
     for share, bits in ((0, {0}), (1000, {1})):
         assert {access & 1 for access in take(stream_of(kind, write_permille=share), ACCESSES)} == bits
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"replay"}))
 def test_a_single_page(kind: str) -> None:
-    changes = {"nr_pages": 1} | ({"hot_pages": 1} if kind == "hotset" else {})
+    own = {"hotset": {"hot_pages": 1}, "gpu": {"buffer_pages": 1, "window_pages": 1, "dma_pages": 0}}
+    changes = {"nr_pages": 1} | own.get(kind, {})
     assert {access >> 1 for access in take(stream_of(kind, **changes), 100)} == {0}
+
+
+def test_a_launch_writes_its_part_works_on_it_and_reads_it() -> None:
+    accesses = take(stream_of("gpu"), ACCESSES)
+    period = 15 + 70 + 15
+    for launch in range(10):
+        first = launch % 6 * 15
+        part = range(first, first + 15)
+        filled = accesses[launch * period : launch * period + 15]
+        worked = accesses[launch * period + 15 : launch * period + 85]
+        read = accesses[launch * period + 85 : (launch + 1) * period]
+        assert filled == [page << 1 | 1 for page in part]
+        assert read == [page << 1 for page in part]
+        assert {access >> 1 for access in worked} <= set(part)
+        assert len(set(worked)) > 15
