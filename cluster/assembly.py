@@ -191,8 +191,12 @@ class _Assembly:
 
     def _with_contents(self, host: ParticipantPlan) -> ParticipantPlan:
         """A host whose programs have literal pages makes their bytes itself."""
-        numbers = {program["source"] for program in host.spec["programs"]}
-        if not any("literal" in self.sources[number - 1] for number in numbers if number):
+        numbers = {program["source"] for program in host.spec["programs"]} - {0}
+        phases = {number: self.sources[number - 1].get("phases", []) for number in sorted(numbers)}
+        if any(phases.values()):
+            starts = [[number, [at_ns for at_ns, _ in of]] for number, of in phases.items() if of]
+            host = replace(host, spec=host.spec | {"content_phases": starts})
+        if not any("literal" in self.sources[number - 1] for number in numbers):
             return host
         needed = {v for s in self.sources for k, v in s.items() if k in ("rows", "table")}
         spec = host.spec | {"content": self.sources}
@@ -271,6 +275,8 @@ class _Assembly:
             "random_bytes": content.random_bytes,
             "changed_bytes": content.changed_bytes,
         }
+        if content.phases:
+            spec["phases"] = [[phase.at_ns, phase.random_bytes] for phase in content.phases]
         return self._source(spec | _literally(content))
 
     def _source(self, spec: dict[str, Any]) -> int:

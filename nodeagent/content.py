@@ -10,7 +10,9 @@ with the page and are not known here; any other number is a row (counted from 1)
   `random_bytes` bytes that do not compress and then a line of 64 letters that repeats to the end. Each
   version rewrites `changed_bytes` bytes in a row, from a drawn cache line on, with bytes that do not
   compress. A page shows its last CHANGES_MAX rewrites and no older one, so that its content costs no more to
-  make, and compresses no worse, however often it is written.
+  make, and compresses no worse, however often it is written. With `phases`, [[time, random bytes], ...], what
+  is written from such a time on is another page, with that many bytes that do not compress: the upper bits of
+  its version say in which phase it was written (`version_after`), 0 for before the first.
 
 Bytes are a function of these numbers and of the recording alone, on any machine.
 """
@@ -29,6 +31,16 @@ ZERO = 0
 LITERAL = 0xFFFF
 #: Rewrites that a generated page shows. Sixteen of a cache line each are a quarter of the page; a choice.
 CHANGES_MAX = 16
+#: Versions of a generator with phases: the number of the phase, and behind it the rewrites.
+PHASE_SHIFT = 12
+PHASES_MAX = (1 << (16 - PHASE_SHIFT)) - 1
+_REWRITES = np.uint16((1 << PHASE_SHIFT) - 1)
+
+
+def version_after(version: np.ndarray, phase: int) -> np.ndarray:
+    """The version that a page comes to which is written in a phase, uint16."""
+    rewrites = (version + np.uint16(1)) & _REWRITES
+    return rewrites | np.uint16(phase << PHASE_SHIFT)
 
 
 class ContentTable:
@@ -120,22 +132,38 @@ class _Generator:
         self.zero_permille = int(spec["zero_permille"])
         self.random_bytes = int(spec["random_bytes"])
         self.changed_bytes = int(spec["changed_bytes"])
+        #: Random bytes of each phase; the first is before all of them.
+        self.phases = [self.random_bytes, *(int(random_bytes) for _, random_bytes in spec.get("phases", []))]
         limits = (
             (self.zero_permille, 1000),
-            (self.random_bytes, PAGE_SIZE),
+            (len(self.phases), PHASES_MAX + 1),
+            *((random_bytes, PAGE_SIZE) for random_bytes in self.phases),
             (self.changed_bytes, PAGE_SIZE),
         )
         if any(not 0 <= number <= most for number, most in limits):
             raise ProtocolError(f"a generator of pages cannot do {spec}")
 
     def pages(self, index: np.ndarray, version: np.ndarray) -> np.ndarray:
+        if len(self.phases) == 1:
+            return self._made(index, version, self.zero_permille, self.random_bytes)
+        out = np.empty((len(index), PAGE_SIZE), dtype=np.uint8)
+        phase = np.minimum(version >> PHASE_SHIFT, len(self.phases) - 1)
+        for number in np.unique(phase).tolist():
+            at = np.flatnonzero(phase == number)
+            zero_permille = 0 if number else self.zero_permille
+            out[at] = self._made(index[at], version[at] & _REWRITES, zero_permille, self.phases[number])
+        return out
+
+    def _made(
+        self, index: np.ndarray, version: np.ndarray, zero_permille: int, random_bytes: int
+    ) -> np.ndarray:
         out = np.zeros((len(index), PAGE_SIZE), dtype=np.uint8)
-        numbers = (self.zero_permille, self.random_bytes, self.changed_bytes, CHANGES_MAX)
         with np.errstate(over="ignore"):  # the generator wraps on purpose
+            numbers = (zero_permille, random_bytes, self.changed_bytes, CHANGES_MAX)
             generate_pages(out, self.seed, *numbers, index, version)
         return out
 
     def keys(self, index: np.ndarray, version: np.ndarray) -> np.ndarray:
         if not self.changed_bytes:
-            version = np.zeros_like(version)
+            version = version & ~_REWRITES if len(self.phases) > 1 else np.zeros_like(version)
         return index.astype(np.uint64) << np.uint64(16) | version.astype(np.uint64)

@@ -23,7 +23,7 @@ from privmem.cluster.config.models import (
 from privmem.cluster.config.shape import Path
 from privmem.cluster.config.tree import found
 from privmem.cluster.config.units import format_size, format_time
-from privmem.cluster.config.workload_models import RecordingContent, ReplayWorkload
+from privmem.cluster.config.workload_models import GeneratorContent, RecordingContent, ReplayWorkload
 from privmem.scheduler.abi import PAGE_SIZE
 
 
@@ -201,6 +201,13 @@ def _process(process: ProcessConfig, host: HostConfig, place: Path, here: Path) 
         text = wrong(format_time(process.stop_ns), f"a time after its start, {format_time(process.start_ns)}")
         yield Mistake((*here, "stop"), text, ((*here, "stop"), (*here, "start")))
     yield from _policy(process.policy, host, place, (*here, "policy"))
+    if isinstance(process.content, GeneratorContent):
+        times = [phase.at_ns for phase in process.content.phases]
+        for n in range(1, len(times)):
+            if times[n] <= times[n - 1]:
+                at: Path = (*here, "content", "phases", n, "at")
+                text = wrong(format_time(times[n]), f"a time after that before, {format_time(times[n - 1])}")
+                yield Mistake(at, text, (at, (*here, "content", "phases", n - 1, "at")))
     workload = process.workload
     if isinstance(workload, ReplayWorkload):
         return

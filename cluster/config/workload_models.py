@@ -6,9 +6,21 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from privmem.cluster.config.base import CAPACITY_MAX_BYTES, COUNT, COUNT_MAX, NODE_ID, SEED, SHARE, Model
-from privmem.cluster.config.fields import FilePath, Permille, Whole, size
+from privmem.cluster.config.base import (
+    CAPACITY_MAX_BYTES,
+    COUNT,
+    COUNT_MAX,
+    NODE_ID,
+    S_NS,
+    SEED,
+    SHARE,
+    Model,
+)
+from privmem.cluster.config.fields import FilePath, Permille, Whole, size, time
 from privmem.scheduler.abi import PAGE_SIZE
+
+#: Phases of a content; as in nodeagent/content.py, which this does not load for the compiled code behind it.
+PHASES_MAX = 15
 
 # --- page contents
 
@@ -21,6 +33,15 @@ class RecordingContent(Model):
         default=False,
         description="Whether pages travel to devices byte for byte, as those that programs wrote do, and not by "
         "description: the device knows their bytes alone, and sends them back when a page leaves it.",
+    )
+
+
+class ContentPhase(Model):
+    """A time from which on a program writes pages of another kind."""
+
+    at_ns: Annotated[int, time(0, 86_400 * S_NS)] = Field(description="When it begins, in virtual time.")
+    random_bytes: Annotated[int, Whole(0, PAGE_SIZE)] = Field(
+        alias="random_bytes", description="Bytes that do not compress of a page that is written from then on."
     )
 
 
@@ -40,6 +61,11 @@ class GeneratorContent(Model):
         default=64,
         alias="changed_bytes",
         description="Bytes that a write changes. The default is a cache line.",
+    )
+    phases: Annotated[tuple[ContentPhase, ...], Field(max_length=PHASES_MAX)] = Field(
+        default=(),
+        description="Times from which on what is written is of another kind, rising; a page that is not written "
+        "stays as it is.",
     )
     seed: Annotated[int, SEED] = Field(default=0, description="Seed of the bytes.")
     literal: bool = Field(

@@ -55,7 +55,8 @@ class Host:
     `spec` is plain data: {"name", "scheduler", "slice_ns", "sample_every", "design", "topology", "nodes":
     [NodeSpec fields], "sysctl": {...}, "programs": [ProgramSpec fields and "policy"]} and, if the story of its
     pages is to be kept, "story": most events of it; with literal programs "content", the table of sources, whose
-    arrays are in `resources`. `streams`: the access stream of each program, in order.
+    arrays are in `resources`; "content_phases", [[source, when its phases begin]]. `streams`: the access stream of
+    each program, in order.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Host:
             self.memory.story = Story(self.memory, events_max=story_events)
         #: Content sources of programs whose pages travel byte for byte; none without such a program.
         self.memory.literal.take_sources(spec.get("content", []), resources or {})
+        self.memory.content_phases = dict(spec.get("content_phases", []))
         self._node_of_device = {n.spec.device: n for n in self.memory.nodes.values()}
         adopt_devices(self.memory)
         self.programs: list[Program] = []

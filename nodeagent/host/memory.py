@@ -217,6 +217,8 @@ class Memory:
         self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
         self.block_caches = BlockCaches(specs)
         self.outgoing, self.literal = Outgoing(), LiteralPages()
+        #: Source of contents that have phases -> when those begin. No state: the configuration's.
+        self.content_phases: dict[int, list[int]] = {}
         self.kernel_pages = KernelPages()
         #: Who wants to hear what happens to pages (story.py).
         self.story: Story | None = None

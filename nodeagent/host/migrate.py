@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
-from privmem.nodeagent.host import huge_split, literal, mlocked
+from privmem.nodeagent.host import huge_split, literal, mlocked, written
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
 from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_SWAPCACHE, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
@@ -137,4 +137,4 @@ def _advance_written(memory: Memory, pfns: np.ndarray) -> None:
     """Pages written since somebody last looked at their content move on to their next version."""
     dirty = np.zeros(len(pfns), dtype=np.uint16)
     lru_kernel.collect_dirty(pfns, len(pfns), dirty, memory.frames.flags, *memory.rmap_arrays())
-    memory.frames.version[pfns] += dirty
+    written.advance(memory, pfns, dirty)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from privmem.nodeagent.host import literal
+from privmem.nodeagent.host import literal, written
 from privmem.nodeagent.host.costs import SWAP_RAM_NS, SWAP_READ_NS, SWAP_WRITE_NS
 from privmem.nodeagent.host.layout import PG_DIRTY, PG_SWAPCACHE
 from privmem.nodeagent.host.memory import Memory
@@ -51,7 +51,7 @@ def write_out(memory: Memory, pfn: int) -> int:
     slot = area.slot_of[pfn]
     if int(frames.flags[pfn]) & PG_DIRTY:
         frames.flags[pfn] &= _CLEAN
-        frames.version[pfn : pfn + 1] += np.uint16(1)
+        written.advance(memory, np.array([pfn]), np.ones(1, dtype=np.uint16))
     literal.ask_back(memory, memory.nodes[frames.nid_of(pfn)], np.array([pfn]))
     memory.literal.swapped_out(pfn, slot)
     if area.version[slot] == frames.version[pfn]:

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privmem.nodeagent.content import CHANGES_MAX, LITERAL, ZERO, ContentTable, is_same_filled
+from privmem.cluster.config import workload_models
+from privmem.nodeagent.content import (
+    CHANGES_MAX,
+    LITERAL,
+    PHASE_SHIFT,
+    PHASES_MAX,
+    ZERO,
+    ContentTable,
+    is_same_filled,
+    version_after,
+)
 from privmem.scheduler.errors import ProtocolError
 
 ROWS = np.arange(3 * 4096, dtype=np.uint64).astype(np.uint8).reshape(3, 4096) ^ np.arange(
@@ -201,3 +211,40 @@ def test_same_filled_is_one_word_all_over() -> None:
     pages[2] = np.tile(np.arange(16, dtype=np.uint8), 256)
     pages[3, 4095] = 1
     assert is_same_filled(pages).tolist() == [True, True, False, False]
+
+
+PHASED = {"phases": [[100, 4096], [200, 0]]}
+
+
+def test_a_page_that_is_written_in_a_phase_is_of_its_kind() -> None:
+    content = table(generator(random_bytes=0, changed_bytes=0, zero_permille=1000, **PHASED))
+    written = [version_after(np.array([7], np.uint16), phase)[0] for phase in (1, 2)]
+    sizes = [len(zlib.compress(page(content, 3, int(version)).tobytes())) for version in (7, *written)]
+    assert sizes[0] < 40 and sizes[1] > 4096 and 60 < sizes[2] < 120
+    assert [int(version) for version in written] == [(1 << PHASE_SHIFT) | 8, (2 << PHASE_SHIFT) | 8]
+
+
+def test_phases_of_a_batch_are_those_of_its_pages() -> None:
+    content = table(generator(**PHASED))
+    version = np.array([0, 1 << PHASE_SHIFT | 3, 2 << PHASE_SHIFT, 1 << PHASE_SHIFT | 4], np.uint16)
+    source, index, version = columns(1, np.array([5, 6, 7, 8]), version)
+    apart = [page(content, int(i), int(v)) for i, v in zip(index, version, strict=True)]
+    assert content.pages(source, index, version).tolist() == np.stack(apart).tolist()
+    assert len(set(content.keys(source, index, version).tolist())) == 4
+
+
+def test_a_phase_counts_as_a_content_of_its_own_even_when_writes_change_nothing() -> None:
+    content = table(generator(changed_bytes=0, **PHASED))
+    source, index, version = columns(1, 4, np.array([3, 9, 1 << PHASE_SHIFT | 3, 1 << PHASE_SHIFT | 9]))
+    keys = content.keys(source, index, version).tolist()
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_rewrites_count_round_within_a_phase() -> None:
+    assert version_after(np.array([0x1FFF, 0x0FFF, 0xFFFF], np.uint16), 1).tolist() == [0x1000] * 3
+
+
+def test_configuration_and_contents_know_as_many_phases() -> None:
+    assert workload_models.PHASES_MAX == PHASES_MAX
+    with pytest.raises(ProtocolError):
+        table(generator(phases=[[at, 0] for at in range(PHASES_MAX + 1)]))
