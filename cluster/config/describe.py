@@ -43,6 +43,7 @@ _SECTIONS: tuple[tuple[str, str, type[Model]], ...] = (
     ("Workload: messages", "hosts.N.processes.N.workload", workload_models.MessagesWorkload),
     ("Content: recording", "hosts.N.processes.N.content", workload_models.RecordingContent),
     ("Content: generator", "hosts.N.processes.N.content", workload_models.GeneratorContent),
+    ("Content: phases", "hosts.N.processes.N.content.phases.N", workload_models.ContentPhase),
 )
 
 _INTRODUCTION = """\
