@@ -22,6 +22,7 @@ from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_OBJECT
 from privmem.nodeagent.host.page_alloc import AllocContext
 from privmem.nodeagent.host.pagecache import SHMEM
+from privmem.nodeagent.host.policy_calls import replace_policy
 from privmem.nodeagent.host.task import Task
 from privmem.nodeagent.host.user_moves import MF_MOVES, MF_VALID, Queued, migrate, queue_pages
 from privmem.scheduler import mempolicy, nodemask
@@ -154,11 +155,7 @@ def _bind_range(memory: Memory, task: Task, start: int, end: int, policy: Mempol
                 parts.append(part)
                 continue
             huge_split.split(memory, part.slot, part.nr_pages)
-            if part.kind == VMA_OBJECT:
-                holder = memory.page_cache.of(part.object_id)
-                if holder.kind == SHMEM:
-                    holder.set_policy(part.index, part.index + part.nr_pages, policy)
-            part = replace(part, policy=policy)
+            part = replace_policy(memory, part, policy)
         parts.append(part)
     task.mm.replace_range(start, end, parts)
     return error

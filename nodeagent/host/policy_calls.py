@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from privmem.nodeagent.host import hugetlb_map
 from privmem.nodeagent.host.memory import Memory
-from privmem.nodeagent.host.mm import Vma
+from privmem.nodeagent.host.mm import VMA_OBJECT, Vma
+from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import mempolicy, nodemask
+from privmem.scheduler.mempolicy import Mempolicy
 
 if TYPE_CHECKING:
     from privmem.nodeagent.host.kernel import Kernel
@@ -47,10 +49,21 @@ def set_mempolicy_home_node(
             if not error and hugetlb_map.cuts_a_page(memory, task, part.start, part.end):
                 error, policy = -errno.EINVAL, part.policy
             stopped = error != 0
-            part = replace(part, policy=policy)
+            part = replace_policy(memory, part, policy)
         parts.append(part)
     task.mm.replace_range(start, end, parts)
     return error
+
+
+def replace_policy(memory: Memory, part: Vma, policy: Mempolicy | None) -> Vma:
+    """`vma_replace_policy`: a VMA, or part of one, under another policy; shared memory keeps it for its
+    object too.
+    """
+    if part.kind == VMA_OBJECT:
+        holder = memory.page_cache.of(part.object_id)
+        if holder.kind == SHMEM:
+            holder.set_policy(part.index, part.index + part.nr_pages, policy)
+    return replace(part, policy=policy)
 
 
 def write_weight(memory: Memory, nid: int, text: str) -> int:

@@ -234,6 +234,16 @@ def test_home_nodes():
             task.set_mempolicy_home_node(addr, PAGE, node, flags)
 
 
+def test_shared_memory_has_a_home_for_all_who_map_it():
+    """As recorded: the call goes to `vma_replace_policy`, and so to the shared policy of the object."""
+    task = kernel().spawn(0)
+    addr = task.mmap(2 * PAGE, shared=True)
+    task.mbind(addr, 2 * PAGE, Mpol.PREFERRED_MANY, [D0, D1])
+    task.set_mempolicy_home_node(addr + PAGE, PAGE, D1)
+    task.touch(addr, 2 * PAGE)
+    assert task.where(addr, 2 * PAGE) == [D0, D1]
+
+
 @pytest.mark.parametrize("design", ["caps", "caps:b", "private-zonelist", "gfp-private"])
 def test_a_private_home_gets_no_page(design):
     host = kernel(design)
