@@ -7,6 +7,8 @@ doubled frame.
 """
 
 import errno
+import functools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -72,16 +74,34 @@ ADVICE = [
     madvise.MADV_PAGEOUT, madvise.MADV_PAGEOUT, madvise.MADV_POPULATE_READ, madvise.MADV_POPULATE_WRITE,
 ]  # fmt: skip
 
+#: What a step is, for the count of what ran.
+KINDS = ("system call", "hotplug", "pressure event", "driver call", "checkpoint")
+
 masks = st.sets(st.sampled_from(list(PAGES)), max_size=4)
 areas = st.sampled_from(AREAS)
 modes = st.sampled_from([int(m) for m in Mpol if m <= Mpol.PREFERRED_MANY])
 mode_flags = st.sampled_from([0, 0, 0, 1 << 15, 1 << 14])
 
 
+def step(kind, **strategies):
+    """A rule whose executions are counted, so that a run can say what it did."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def counted(self, **values):
+            self.done[kind] += 1
+            function(self, **values)
+
+        return rule(**strategies)(counted)
+
+    return decorate
+
+
 class Machine(RuleBasedStateMachine):
     """The rules; a subclass a design says which."""
 
     design = "private-zonelist"
+    done: Counter[str] = Counter()
 
     @initialize(demotion=st.booleans(), swap=st.sampled_from([0, 40, 400]), readahead=st.sampled_from([0, 8]))
     def boot(self, demotion, swap, readahead):
@@ -130,46 +150,52 @@ class Machine(RuleBasedStateMachine):
             assert failure.errno in EXPECTED, failure
         except Signalled:
             pass
+        self.done["error or signal"] += 1
         return None
 
     # -- processes
 
-    @rule(pick=st.integers(0, 9))
+    @step("system call", pick=st.integers(0, 9))
     def fork(self, pick):
         if sum(not p.exited for p in self.kernel.processes.values()) < 6:
             self.attempt(self.alive(pick).fork)
 
-    @rule(pick=st.integers(0, 9))
+    @step("system call", pick=st.integers(0, 9))
     def exit(self, pick):
         self.alive(pick).exit()
 
-    @rule(pick=st.integers(0, 9), area=areas, shared=st.booleans())
+    @step("system call", pick=st.integers(0, 9), area=areas, shared=st.booleans())
     def mmap(self, pick, area, shared):
         self.attempt(self.alive(pick).mmap, AREA_PAGES * PAGE, shared=shared, addr=area)
 
-    @rule(pick=st.integers(0, 9), area=areas, shared=st.booleans())
+    @step("system call", pick=st.integers(0, 9), area=areas, shared=st.booleans())
     def map_file(self, pick, area, shared):
         self.attempt(self.alive(pick).mmap, AREA_PAGES * PAGE, shared=shared, file=self.file, addr=area)
 
-    @rule(pick=st.integers(0, 9), area=areas, at=st.integers(0, 20), nr=st.integers(1, 12))
+    @step("system call", pick=st.integers(0, 9), area=areas, at=st.integers(0, 20), nr=st.integers(1, 12))
     def munmap(self, pick, area, at, nr):
         self.attempt(self.alive(pick).munmap, area + at * PAGE, nr * PAGE)
 
-    @rule(
-        pick=st.integers(0, 9), area=areas, at=st.integers(0, 20), nr=st.integers(12, 24), write=st.booleans()
+    @step(
+        "system call",
+        pick=st.integers(0, 9),
+        area=areas,
+        at=st.integers(0, 20),
+        nr=st.integers(12, 24),
+        write=st.booleans(),
     )
     def touch(self, pick, area, at, nr, write):
         self.attempt(self.alive(pick).touch, area + at * PAGE, nr * PAGE, write)
 
-    @rule(pick=st.integers(0, 9), area=areas, nr=st.integers(12, 24))
+    @step("system call", pick=st.integers(0, 9), area=areas, nr=st.integers(12, 24))
     def dontneed(self, pick, area, nr):
         self.attempt(self.alive(pick).madvise, area, nr * PAGE, 4)
 
-    @rule(pick=st.integers(0, 9), cpu=st.integers(0, 1))
+    @step("system call", pick=st.integers(0, 9), cpu=st.integers(0, 1))
     def affinity(self, pick, cpu):
         self.alive(pick).sched_setaffinity(cpu)
 
-    @rule(pick=st.integers(0, 9), nr=st.integers(2, 5))
+    @step("pressure event", pick=st.integers(0, 9), nr=st.integers(2, 5))
     def hog(self, pick, nr):
         """More memory than nodes have left: pressure."""
         process = self.alive(pick)
@@ -178,11 +204,18 @@ class Machine(RuleBasedStateMachine):
             self.attempt(process.mmap, 128 * PAGE, addr=area)
             self.attempt(process.touch, area, 128 * PAGE)
 
-    @rule(pick=st.integers(0, 9), area=areas, nr=st.integers(12, 24), advice=st.sampled_from(ADVICE))
+    @step(
+        "system call",
+        pick=st.integers(0, 9),
+        area=areas,
+        nr=st.integers(12, 24),
+        advice=st.sampled_from(ADVICE),
+    )
     def madvise(self, pick, area, nr, advice):
         self.attempt(self.alive(pick).madvise, area, nr * PAGE, advice)
 
-    @rule(
+    @step(
+        "system call",
         pick=st.integers(0, 9),
         area=areas,
         at=st.integers(0, 12),
@@ -196,7 +229,8 @@ class Machine(RuleBasedStateMachine):
         else:
             self.attempt(process.munlock, area + at * PAGE, nr * PAGE)
 
-    @rule(
+    @step(
+        "system call",
         pick=st.integers(0, 9),
         area=areas,
         at=st.integers(0, 12),
@@ -206,7 +240,8 @@ class Machine(RuleBasedStateMachine):
     def mprotect(self, pick, area, at, nr, prot):
         self.attempt(self.alive(pick).mprotect, area + at * PAGE, nr * PAGE, prot)
 
-    @rule(
+    @step(
+        "system call",
         pick=st.integers(0, 9),
         area=areas,
         to=areas,
@@ -218,18 +253,27 @@ class Machine(RuleBasedStateMachine):
         where = {"new_addr": to + 0x30 * PAGE} if flags & 2 else {}
         self.attempt(self.alive(pick).mremap, area, old * PAGE, new * PAGE, flags, **where)
 
-    @rule(
-        pick=st.integers(0, 9), area=areas, nr=st.integers(1, 6), write=st.booleans(), longterm=st.booleans()
+    @step(
+        "system call",
+        pick=st.integers(0, 9),
+        area=areas,
+        nr=st.integers(1, 6),
+        write=st.booleans(),
+        longterm=st.booleans(),
     )
     def pin(self, pick, area, nr, write, longterm):
         self.attempt(self.alive(pick).pin, area, nr * PAGE, write, longterm)
 
-    @rule(pick=st.integers(0, 9))
+    @step("system call", pick=st.integers(0, 9))
     def unpin(self, pick):
         self.alive(pick).unpin()
 
-    @rule(
-        pick=st.integers(0, 9), at=st.integers(0, FILE_PAGES - 1), nr=st.integers(1, 12), write=st.booleans()
+    @step(
+        "system call",
+        pick=st.integers(0, 9),
+        at=st.integers(0, FILE_PAGES - 1),
+        nr=st.integers(1, 12),
+        write=st.booleans(),
     )
     def read_or_write(self, pick, at, nr, write):
         process = self.alive(pick)
@@ -237,21 +281,22 @@ class Machine(RuleBasedStateMachine):
         self.attempt(process.write if write else process.read, file, nr * PAGE, at * PAGE)
         process.close(file)
 
-    @rule(limit=st.sampled_from([None, 40, 80, 160]))
+    @step("pressure event", limit=st.sampled_from([None, 40, 80, 160]))
     def memory_max(self, limit):
         self.kernel.write_memory_max("tenant", limit)
 
-    @rule(nr=st.integers(1, 40))
+    @step("pressure event", nr=st.integers(1, 40))
     def memory_reclaim(self, nr):
         assert memcg.memory_reclaim(self.kernel.memory, "tenant", nr) in (0, -errno.EAGAIN)
 
     # -- policies
 
-    @rule(pick=st.integers(0, 9), mode=modes, flags=mode_flags, nodes=masks)
+    @step("system call", pick=st.integers(0, 9), mode=modes, flags=mode_flags, nodes=masks)
     def set_mempolicy(self, pick, mode, flags, nodes):
         self.attempt(self.alive(pick).set_mempolicy, mode | flags, nodes)
 
-    @rule(
+    @step(
+        "system call",
         pick=st.integers(0, 9),
         area=areas,
         nr=st.integers(12, 24),
@@ -263,60 +308,66 @@ class Machine(RuleBasedStateMachine):
     def mbind(self, pick, area, nr, mode, flags, nodes, how):
         self.attempt(self.alive(pick).mbind, area, nr * PAGE, mode | flags, nodes, how)
 
-    @rule(pick=st.integers(0, 9), area=areas, nr=st.integers(12, 24), nid=st.sampled_from(list(PAGES)))
+    @step(
+        "system call",
+        pick=st.integers(0, 9),
+        area=areas,
+        nr=st.integers(12, 24),
+        nid=st.sampled_from(list(PAGES)),
+    )
     def move_pages(self, pick, area, nr, nid):
         addrs = [area + n * PAGE for n in range(nr)]
         self.attempt(self.alive(pick).move_pages, addrs, [nid] * nr)
 
-    @rule(pick=st.integers(0, 9), old=masks, new=masks)
+    @step("system call", pick=st.integers(0, 9), old=masks, new=masks)
     def migrate_pages(self, pick, old, new):
         self.attempt(self.alive(pick).migrate_pages, old, new)
 
-    @rule(nodes=masks)
+    @step("system call", nodes=masks)
     def cpuset(self, nodes):
         error = self.kernel.write_mems("tenant", nodes)
         assert error <= 0 and -error in {0, *EXPECTED}
 
     # -- the kernel and its drivers
 
-    @rule()
+    @step("pressure event")
     def drop_caches(self):
         self.kernel.sync()
         self.kernel.drop_caches()
 
-    @rule(wake=st.booleans())
+    @step("pressure event", wake=st.booleans())
     def kswapd(self, wake):
         self.kernel.kswapd(wake=wake)
 
-    @rule(nid=st.sampled_from(PRIVATE))
+    @step("hotplug", nid=st.sampled_from(PRIVATE))
     def plug(self, nid):
         assert self.kernel.plug(nid) in (0, -errno.EEXIST, -errno.EBUSY)
 
-    @rule(nid=st.sampled_from(PRIVATE))
+    @step("hotplug", nid=st.sampled_from(PRIVATE))
     def online(self, nid):
         assert self.kernel.online(nid) in (0, -errno.ENODEV, -errno.EINVAL)
 
-    @rule(nid=st.sampled_from(PRIVATE))
+    @step("hotplug", nid=st.sampled_from(PRIVATE))
     def offline(self, nid):
         assert self.kernel.offline(nid) in (0, -errno.EBUSY)
 
-    @rule(nid=st.sampled_from(PRIVATE))
+    @step("hotplug", nid=st.sampled_from(PRIVATE))
     def unplug(self, nid):
         assert self.kernel.unplug(nid) in (0, -errno.EBUSY, -errno.EINVAL)
 
-    @rule(nid=st.sampled_from(PRIVATE), nr=st.integers(1, 16))
+    @step("driver call", nid=st.sampled_from(PRIVATE), nr=st.integers(1, 16))
     def owner_takes(self, nid, nr):
         for _ in range(nr):
             if self.owners.alloc("owner", nid) < 0:
                 break
 
     @precondition(lambda self: self.owners.held)
-    @rule(nr=st.integers(1, 32))
+    @step("driver call", nr=st.integers(1, 32))
     def owner_gives(self, nr):
         for pfn in sorted(self.owners.held)[:nr]:
             self.owners.free(pfn)
 
-    @rule()
+    @step("checkpoint")
     def checkpoint(self):
         memory = self.kernel.memory
         before = plain.digest(memory.snapshot())
@@ -375,8 +426,9 @@ class Machine(RuleBasedStateMachine):
 
 
 def run(design, examples, steps):
-    """Always the same programs, unless `pytest --hypothesis-seed=N` asks for others."""
-    machine = type("Machine", (Machine,), {"design": design})
+    """Always the same programs, unless `pytest --hypothesis-seed=N` asks for others; prints what ran."""
+    done: Counter[str] = Counter()
+    machine = type("Machine", (Machine,), {"design": design, "done": done})
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -389,6 +441,10 @@ def run(design, examples, steps):
             suppress_health_check=list(HealthCheck),
         ),
     )
+    kinds = ", ".join(f"{done[kind]} {kind}s" for kind in KINDS)
+    print(f"{design}: {examples} programs, {sum(done[kind] for kind in KINDS)} steps: {kinds}")
+    print(f"{design}: {done['error or signal']} calls ended with an error or a signal")
+    return done
 
 
 @pytest.mark.parametrize("design", sorted(DESIGNS))
@@ -400,4 +456,6 @@ def test_random_programs(design):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("design", [design for design in sorted(DESIGNS) if ":" not in design])
 def test_many_random_programs(design):
-    run(design, examples=240, steps=100)
+    done = run(design, examples=240, steps=100)
+    assert sum(done[kind] for kind in KINDS) >= 20_000
+    assert min(done[kind] for kind in KINDS) >= 400
