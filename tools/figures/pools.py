@@ -1,13 +1,22 @@
-"""What pools do under contention: prints the figures of docs/validation.md.
+"""What pools do under contention, and what they save: prints the figures of docs/experiments.md.
 
 python tools/figures/pools.py fairness
+python tools/figures/pools.py pond
+python tools/figures/pools.py sensitivity
+python tools/figures/pools.py pond-config 8
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from pond_demand import SERVER_PAGES, Demand, pond_text
 
 from privmem.cluster import Emulation, run
 from privmem.cluster.config import load_config
@@ -15,6 +24,11 @@ from privmem.cluster.config import load_config
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiments"
 #: Shares are those of the second half of the run: the first one is for hosts to come to them.
 SETTLED = 0.5
+#: Servers of the two runs, and what Pond's abstract and its readers say that it saves.
+SMALLER, LARGER = 8, 16
+PUBLISHED = (0.07, 0.09)
+#: What hosts of the emulator hold beyond their demand at most, of all DRAM: two extents and a kernel's reserve.
+BOUND = 0.022
 
 
 def held_pages(result: Emulation, device: str) -> dict[str, float]:
@@ -58,12 +72,81 @@ def fairness() -> list[str]:
     return lines
 
 
+def emulated_pages(hosts: int) -> int:
+    """The most that hosts of a run of the experiment held of the pool at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = EXPERIMENTS / "pond.yaml"
+        if hosts != LARGER:
+            file = Path(folder, "pond.yaml")
+            file.write_text(pond_text(Demand(hosts)), encoding="utf-8")
+        result = run(file)
+    kills = sum(host["vmstat"]["oom_kill"] for host in result.summary["hosts"].values())
+    pool = result.summary["scheduler"]["devices"]["pool"]
+    if kills or sum(pool["refused"].values()):
+        raise SystemExit(
+            f"{kills} processes were killed: the pool was too small, and the figure means nothing"
+        )
+    return int(pool["peak_total_pages"])
+
+
+def pond() -> list[str]:
+    """DRAM saved, as emulated and by arithmetic, beside Pond's; then the range of the model."""
+    with ProcessPoolExecutor(2, get_context("spawn")) as workers:
+        found = dict(zip((LARGER, SMALLER), workers.map(emulated_pages, (LARGER, SMALLER)), strict=True))
+    lines = ["servers  all local  own + pool, emulated  saved   by arithmetic   apart   Pond     distance"]
+    for hosts in (SMALLER, LARGER):
+        demand = Demand(hosts)
+        saved, alone = demand.saved(found[hosts]), demand.saved(demand.pool_pages())
+        end = min(max(saved, PUBLISHED[0]), PUBLISHED[1])
+        pooled_mib = (hosts * demand.local_pages + found[hosts]) / 256
+        lines.append(
+            f"{hosts:7} {hosts * SERVER_PAGES // 256:6} MiB {pooled_mib:17.1f} MiB {saved:7.1%} {alone:13.1%} "
+            f"{100 * (alone - saved):9.1f}   7 to 9 % {100 * (saved - end):+6.1f} points"
+        )
+        if not 0 <= alone - saved <= BOUND:
+            lines.append(f"        NOT within the stated bound of {100 * BOUND:.1f} points")
+    return [*lines, "", *sensitivity()]
+
+
+RANGE = (2, 4, 8, 12, 16, 32)
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("stranded at most 15 %", {"stranded_max": 0.15}),
+    ("stranded at most 20 %", {"stranded_max": 0.20}),
+    ("as in the experiment", {}),
+    ("stranded at most 30 %", {"stranded_max": 0.30}),
+    ("30 days", {"days": 30}),
+    ("300 days", {"days": 300}),
+    ("70 % of memory local", {"local": 0.7}),
+    ("80 % of memory local", {"local": 0.8}),
+    ("90 % of memory local", {"local": 0.9}),
+)
+DRAWS = 200
+
+
+def sensitivity() -> list[str]:
+    """By arithmetic alone: what the model saves in the median of many draws, and in nine of ten."""
+    head = "".join(f"{hosts:9} servers" for hosts in RANGE)
+    lines = [f"saved, median of {DRAWS} draws (nine of ten draws lie between)", f"{'':22}{head}"]
+    for text, options in VARIANTS:
+        cells = []
+        for hosts in RANGE:
+            draws = [Demand(hosts, **options, seed=seed) for seed in range(DRAWS)]
+            low, middle, high = 100 * np.quantile([d.saved(d.pool_pages()) for d in draws], (0.05, 0.5, 0.95))
+            cells.append(f"{middle:6.1f} ({low:4.1f}-{high:4.1f})")
+        lines.append(f"{text:22}{' '.join(cells)}")
+    return lines
+
+
 def main() -> None:
     """Print what was asked for."""
-    chosen = {"fairness": fairness}
-    if len(sys.argv) != 2 or sys.argv[1] not in chosen:
-        raise SystemExit(f"usage: pools.py {' | '.join(chosen)}")
-    print("\n".join(chosen[sys.argv[1]]()))
+    chosen = {"fairness": fairness, "pond": pond, "sensitivity": sensitivity}
+    match sys.argv[1:]:
+        case [name] if name in chosen:
+            print("\n".join(chosen[name]()))
+        case ["pond-config", hosts]:
+            print(pond_text(Demand(int(hosts))), end="")
+        case _:
+            raise SystemExit(f"usage: pools.py {' | '.join(chosen)} | pond-config SERVERS")
 
 
 if __name__ == "__main__":
