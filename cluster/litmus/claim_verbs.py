@@ -81,7 +81,7 @@ def _unregister(world: World, _actor: str, values: Values) -> str | None:
 
 
 def _ops(values: Values) -> Ops:
-    calls = values.get("text", "").split()
+    calls = values.get("calls", ())
     return Ops(
         values["word"],
         values.get("flags", Feature.USER_WRITE),
@@ -122,10 +122,10 @@ VERBS = [
     ),
     ("unregister NODEID", _unregister, "the unregister call; `waits` while references are held"),
     (
-        "set_ops NODEID WORD [flags FLAGS] [calls TEXT]",
+        "set_ops NODEID WORD [flags FLAGS] [calls CALLS]",
         _set_ops,
         "first version: install ops of this name with flags (migration, mempolicy, protect_write, ...) and "
-        "callbacks (migrate_to, folio_migrate); `nothing` is no ops",
+        "callbacks (migrate_to,folio_migrate, ...); `nothing` is no ops",
     ),
     ("clear_ops NODEID WORD", _clear_ops, "take the ops of this name away"),
     ("get|put reference NODEID", _reference, "a temporary reference to a claim"),

@@ -90,8 +90,12 @@ def agrees(got: Any, wanted: Any) -> bool:
         )
     if isinstance(got, dict) and (wanted is None or str(wanted) in ("none", "-", "0")):
         return not any(got.values())
+    if isinstance(wanted, tuple) and isinstance(got, str):
+        return got.split(",") == [str(w) for w in wanted]
     if isinstance(wanted, tuple):
         return isinstance(got, list | tuple) and [str(g) for g in got] == [str(w) for w in wanted]
+    if isinstance(got, list) and isinstance(wanted, str) and got and ("," in wanted or "..." in wanted):
+        got, wanted = ",".join(map(str, got)), wanted.replace(" ", "")
     if isinstance(wanted, str) and isinstance(got, int) and not isinstance(got, bool):
         match_ = _COMPARISON.fullmatch(wanted.strip())
         return bool(match_) and _compare(got, match_[1], int(match_[2])) if match_ else str(got) == wanted

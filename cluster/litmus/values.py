@@ -64,6 +64,17 @@ OPS_FLAGS: dict[str, Feature] = {
     "longterm_pin": Feature.LONGTERM_PIN,
 }
 
+#: Callbacks of the first version (`struct node_private_ops`).
+CALLBACKS = (
+    "free_folio",
+    "folio_split",
+    "folio_migrate",
+    "handle_fault",
+    "migrate_to",
+    "memory_failure",
+    "reclaim_policy",
+)
+
 
 def feature_named(name: str) -> Feature | None:
     """The feature of this name in any version, or None."""
@@ -148,9 +159,12 @@ def _range(words: Sequence[str], names: Names) -> tuple[RangeRef, int]:
 def _nodes(words: Sequence[str], names: Names) -> tuple[list[int], int]:
     if words[0] in ("-", "none"):
         return [], 1
-    found = []
+    found: list[int] = []
     for name in words[0].strip("{}").split(","):
-        if name in names.nodes:
+        span = re.fullmatch(r"([0-9]{1,2})-([0-9]{1,2})", name)
+        if span and int(span[1]) <= int(span[2]) < 64:  # as the kernel prints masks: 0-1,3
+            found += range(int(span[1]), int(span[2]) + 1)
+        elif name in names.nodes:
             found.append(names.nodes[name])
         elif name.isascii() and name.isdecimal() and int(name) < 64:
             found.append(int(name))
@@ -232,6 +246,16 @@ def _ops_flags(words: Sequence[str], _names: Names) -> tuple[Feature, int]:
     return mask, 1
 
 
+def _callbacks(words: Sequence[str], _names: Names) -> tuple[list[str], int]:
+    """Callbacks of the first version, with commas or blanks between them."""
+    found = [name for word in words for name in word.split(",") if name not in ("", "none", "-")]
+    for name in found:
+        if name not in CALLBACKS:
+            known = ", ".join(CALLBACKS)
+            raise Misread(f"found {name!r}; allowed: callbacks ({known}){nearest(name, list(CALLBACKS))}")
+    return found, len(words)
+
+
 def _node_id(words: Sequence[str], names: Names) -> tuple[int, int]:
     """A node by name, or any number, also of a node that does not exist."""
     return (names.nodes[words[0]], 1) if words[0] in names.nodes else _number(words, names)
@@ -251,6 +275,7 @@ TYPES: dict[str, ValueType] = {
     "NODES": Typed("nodes with commas between them, - for none", _nodes),
     "NODEID": Typed("a node, or the number of one that need not exist", _node_id),
     "FLAGS": Typed("flags of the first version with commas between them, none for none", _ops_flags),
+    "CALLS": Typed("callbacks of the first version with commas between them, none for none", _callbacks),
     "SIZE": Typed("a size such as 64 pages, 2 huge pages or 4MiB", _size),
     "NUMBER": Typed("a whole number", _number),
     "TIME": Typed("a time such as 10ms", _duration),

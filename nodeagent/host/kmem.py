@@ -32,8 +32,6 @@ def take_page(
 ) -> int:
     """One page for the kernel itself, or -ENOMEM where the request reaches no memory."""
     resolution = memory.resolver.resolve(request, mems)
-    if not resolution.zones:
-        return -errno.ENOMEM
     context = AllocContext(
         resolution.zones,
         request.reason,
@@ -42,6 +40,10 @@ def take_page(
         cpu_nid=request.nid,
         may_reclaim=may_reclaim,
     )
+    if not resolution.zones:
+        if memory.story is not None:
+            memory.story.refused(context)
+        return -errno.ENOMEM
     pfn = alloc_page(memory, context)
     if pfn >= 0:
         memory.frames.flags[pfn] |= np.uint16(PG_HELD)

@@ -42,6 +42,9 @@ def refusal(text):
         ("mbind RANGE MODE [NODES] [strict|move]...", "mbind mem bind D0,P move", None),
         ("alloc NODE [thisnode|private]...", "alloc P private thisnode", {"alloc": True, "node": 2, "private": True, "thisnode": True}),  # noqa: E501
         ("migrate FROM:NODES TO:NODES", "migrate D0 -", {"migrate": True, "from": [0], "to": []}),
+        ("migrate FROM:NODES", "migrate 0-1,P", {"migrate": True, "from": [0, 1, 2]}),
+        ("set_ops [calls CALLS]", "set_ops calls migrate_to,folio_migrate", {"set_ops": True, "calls": ["migrate_to", "folio_migrate"]}),  # noqa: E501
+        ("set_ops [calls CALLS]", "set_ops calls migrate_to folio_migrate", {"set_ops": True, "calls": ["migrate_to", "folio_migrate"]}),  # noqa: E501
         ("mmap SIZE [shared] [at ADDR:NUMBER]", "mmap 3 pages at 0x1000", {"mmap": True, "size": 12288, "at": True, "addr": 4096}),  # noqa: E501
         ("demotion on|off", "demotion off", {"demotion": True, "off": True}),
         ("hugepages [NODE] NUMBER", "hugepages 2", {"hugepages": True, "number": 2}),
@@ -61,6 +64,7 @@ def test_patterns(line, words, values):
         ("set MODE [NODES]", "set bind D1", "found 'D1'; allowed: nodes with commas between them, - for none (D0, P)"),  # noqa: E501
         ("exit", "exit now", "found 'now' at the end; allowed: exit"),
         ("demotion on|off", "demotion maybe", "found 'maybe'; allowed: on or off"),
+        ("set_ops [calls CALLS]", "set_ops calls migrate", "found 'migrate'; allowed: callbacks (free_folio, folio_split, folio_migrate, handle_fault, migrate_to, memory_failure, reclaim_policy); did you mean 'migrate_to'?"),  # noqa: E501
         ("mmap SIZE", "mmap 64 pags", "found '64'; allowed: a size such as 64 pages, 2 huge pages or 4MiB"),
     ],
 )  # fmt: skip
@@ -78,6 +82,8 @@ def test_what_patterns_say(line, words, message):
         ({"P": 4}, {"P": "> 0"}, True), ([], "none", True), (["D0"], "D0", True), (["D0", "P"], ("D0", "P"), True),
         (["D0"], ("D0", "P"), False), (None, "none", True), ("bind P", "bind P", True), ("abc", "a...c", True),
         ("abd", "a...c", False), (3, {"any of": (2, 3)}, True), (4, {"any of": (2, 3)}, False), (0, 0, True),
+        (["D0", "P"], "D0,P", True), (["D0", "P"], "D0, P", True), (["P", "D0"], "D0,P", False), ("D0,P", ("D0", "P"), True),
+        (["P", "Q", "D0"], "P,...", True), (["P", "D0"], "...Q...", False), (["D0"], "D0,P", False),
     ],
 )  # fmt: skip
 def test_agreement(got, wanted, holds):
