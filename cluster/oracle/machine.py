@@ -25,6 +25,7 @@ from privmem.nodeagent.host import (
     mlock,
     move_calls,
     mprotect,
+    mremap,
     numa_syscalls,
     policy_calls,
     swap,
@@ -194,6 +195,12 @@ class Machine:
     def protect(self, region: int, offset: int, pages: int, rights: str) -> int:
         prot = (mprotect.PROT_READ if "r" in rights else 0) | (mprotect.PROT_WRITE if "w" in rights else 0)
         return mprotect.mprotect(self.memory, self.task, vpn_of(region, offset), pages, prot)
+
+    def mremap(self, region: int, offset: int, pages: int, to: int, to_offset: int, to_pages: int) -> int:
+        """Resized in place, or brought to an offset of a region."""
+        start, target = vpn_of(region, offset), vpn_of(to, to_offset)
+        flags = mremap.MREMAP_MAYMOVE | mremap.MREMAP_FIXED if start != target else 0
+        return min(0, mremap.mremap(self.memory, self.task, start, pages, to_pages, flags, target))
 
     def mlock(self, region: int, offset: int, pages: int, flags: int) -> int:
         return mlock.mlock(self.memory, self.task, vpn_of(region, offset), pages, flags)

@@ -110,6 +110,7 @@ OPS: dict[str, tuple[tuple[str, Parse], ...]] = {
     "hold": (),
     "release": (),
     "protect": (*_RANGE, ("rights", _one_of("-", "r", "w", "rw"))),
+    "mremap": (*_RANGE, ("to", _within(NR_REGIONS)), ("offset", _within(REGION_PAGES)), _PAGES),
     "mlock": (*_RANGE, _FLAGS),
     "munlock": _RANGE,
     "freadv": (_FILE, _OFFSET, _PAGES),

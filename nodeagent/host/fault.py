@@ -63,6 +63,8 @@ def handle_fault(memory: Memory, task: Task, vpn: int, is_write: bool) -> int:
     entry = int(memory.page_table.pte[slot])
     if entry == PTE_ZERO and not is_write:
         return 0
+    if not vma.anon_vma and vma.private and (is_write or not (vma.kind or memory.knobs.zero_page)):
+        vma = task.mm.prepare_anon_vma(vma)
     if memory.story is not None:
         memory.story.fault(task, vma, vpn, is_write)
     if not entry & PTE_PRESENT:

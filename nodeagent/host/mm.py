@@ -56,6 +56,9 @@ class Vma:
     file_id: int = 0
     #: Anonymous memory that mremap moved: what its page numbers were before, less what they are (`vm_pgoff`).
     moved: int = 0
+    #: The `anon_vma` of its private pages, as a number in its address space: 0 before the first of them, negative
+    #: in a forked child, which has those of its parent too (more than one `anon_vma_chain`).
+    anon_vma: int = 0
 
     @property
     def nr_pages(self) -> int:
@@ -119,6 +122,8 @@ class PageTable:
         self._free: list[tuple[int, int]] = []  # (start, length) of given-back ranges, ascending, merged
         #: Who uses which slots, ascending.
         self.regions: list[Region] = []
+        #: Source of contents that have phases -> when those begin. No state: the configuration's.
+        self.content_phases: dict[int, list[int]] = {}
 
     def take(self, nr_pages: int, mm_id: int, vpn: int, source: int = 0, index: int = 0) -> int:
         """A range of empty slots for [vpn, vpn + nr_pages) of an address space; first fit.
@@ -289,6 +294,7 @@ class Mm:
                 v.random,
                 v.file_id,
                 v.moved,
+                v.anon_vma,
             ]
             for v in self.vmas
         ]
@@ -311,30 +317,96 @@ class Mm:
         ]
 
     def replace_range(self, start: int, end: int, parts: list[Vma]) -> None:
-        """Put `parts` in the place of all that was in [start, end); splits VMAs at the borders (`split_vma`)."""
-        kept: list[Vma] = []
-        for vma in self.vmas:
-            if vma.end <= start or vma.start >= end:
-                kept.append(vma)
-                continue
-            if vma.start < start:
-                kept.append(vma.cut(vma.start, start))
-            if vma.end > end:
-                kept.append(vma.cut(end, vma.end))
-        self.vmas = _merge(sorted([*kept, *parts], key=lambda v: v.start))
+        """Take away all that is in [start, end) when there are no `parts`; else put each in the place of what was
+        there. Splits VMAs at the borders (`split_vma`).
+        """
+        if not parts:
+            self.vmas = [*self._before(start), *self._behind(end)]
+        for part in parts:
+            self._put(part)
+
+    def _before(self, vpn: int) -> list[Vma]:
+        return [v if v.end <= vpn else v.cut(v.start, vpn) for v in self.vmas if v.start < vpn]
+
+    def _behind(self, vpn: int) -> list[Vma]:
+        return [v if v.start >= vpn else v.cut(vpn, v.end) for v in self.vmas if v.end > vpn]
+
+    def _put(self, part: Vma) -> None:
+        """`vma_merge`: with what is before and behind, if nothing tells them apart, or `split_vma`. A part that
+        is as it was stays in its VMA.
+        """
+        old = self.find(part.start)
+        if old is not None and part.end <= old.end:
+            part = replace(part, anon_vma=old.anon_vma)
+            if part == old.cut(part.start, part.end):
+                return
+        before, behind = self._before(part.start), self._behind(part.end)
+        last = before[-1] if before and _is_next(before[-1], part) and _may_join(part, before[-1]) else None
+        following = behind[0] if behind and _is_next(part, behind[0]) and _may_join(part, behind[0]) else None
+        if last is not None:
+            part = _join(before.pop(), part)
+            if following is not None and not _may_meet(part, following):
+                following = None
+        if following is not None:
+            part = _join(part, behind.pop(0))
+        self.vmas = [*before, part, *behind]
+
+    def pieces(self, vma: Vma) -> list[Vma]:
+        """What the kernel has as one VMA, and has its slots in more than one place here: mremap made it longer, or
+        brought it beside another.
+        """
+        at = self.vmas.index(vma)
+        first, end = at, at + 1
+        while first and _is_one(self.vmas[first - 1], self.vmas[first]):
+            first -= 1
+        while end < len(self.vmas) and _is_one(self.vmas[end - 1], self.vmas[end]):
+            end += 1
+        return self.vmas[first:end]
+
+    def prepare_anon_vma(self, vma: Vma) -> Vma:
+        """`anon_vma_prepare`: before its first private page a VMA gets the anon_vma of a neighbour that it could be
+        merged with, but for rights of access, or a new one.
+        """
+        pieces = self.pieces(vma)
+        near = [v for v in (self.find(pieces[-1].end), self.find(pieces[0].start - 1)) if v is not None]
+        shared = [v.anon_vma for v in near if v.anon_vma > 0 and _is_compatible(v, vma)]
+        number = shared[0] if shared else 1 + max(0, max(v.anon_vma for v in self.vmas))
+        self.vmas = [replace(v, anon_vma=number) if v in pieces else v for v in self.vmas]
+        return replace(vma, anon_vma=number)
 
 
-def _merge(vmas: list[Vma]) -> list[Vma]:
-    """`vma_merge`: adjacent VMAs that differ in nothing become one again."""
-    merged: list[Vma] = []
-    for vma in vmas:
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.end == vma.start
-            and vma == replace(last, end=vma.end).cut(last.end, vma.end)
-        ):
-            merged[-1] = replace(last, end=vma.end)
-        else:
-            merged.append(vma)
-    return merged
+def _is_next(one: Vma, other: Vma) -> bool:
+    """Whether nothing but the anon_vma tells a VMA from the one before it, with their slots in one place too."""
+    if one.end != other.start:
+        return False
+    return other == replace(replace(one, end=other.end).cut(one.end, other.end), anon_vma=other.anon_vma)
+
+
+def _is_one(one: Vma, other: Vma) -> bool:
+    """The same with slots in two places: what has been one from the start, or was merged."""
+    if one.end != other.start or one.slot + one.nr_pages == other.slot:
+        return False
+    return _may_meet(one, other) and _is_next(one, replace(other, slot=one.slot + one.nr_pages))
+
+
+def _is_compatible(one: Vma, other: Vma) -> bool:
+    """`anon_vma_compatible` of two neighbours."""
+    first, second = (one, other) if one.start < other.start else (other, one)
+    like_first = replace(
+        second, slot=first.slot + first.nr_pages, writable=first.writable, readable=first.readable
+    )
+    return _is_next(first, like_first)
+
+
+def _may_join(part: Vma, neighbour: Vma) -> bool:
+    """`is_mergeable_anon_vma`: to 6.15 a part with an anon_vma does not join a VMA that has none."""
+    return part.anon_vma == neighbour.anon_vma or (part.anon_vma == 0 and neighbour.anon_vma > 0)
+
+
+def _may_meet(one: Vma, other: Vma) -> bool:
+    """The same of two neighbours of a part that joins both."""
+    return one.anon_vma == other.anon_vma or 0 in (one.anon_vma, other.anon_vma)
+
+
+def _join(one: Vma, other: Vma) -> Vma:
+    return replace(one, end=other.end, anon_vma=one.anon_vma or other.anon_vma)

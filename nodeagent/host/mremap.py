@@ -44,11 +44,12 @@ def mremap(
         if old_pages > new_pages:
             syscalls.munmap(memory, task, addr + new_pages, old_pages - new_pages)
         return addr
-    error = _resize_error(vma, addr, old_pages, new_pages)
+    last = task.mm.pieces(vma)[-1]
+    error = _resize_error(last, addr, old_pages, new_pages)
     if error:
         return error
-    if old_pages and addr + old_pages == vma.end and _is_free(task, vma.end, new_pages - old_pages):
-        _append(memory, task, vma.cut(addr, vma.end), vma.end, new_pages - old_pages)
+    if old_pages and addr + old_pages == last.end and _is_free(task, last.end, new_pages - old_pages):
+        _append(memory, task, last.cut(max(addr, last.start), last.end), last.end, new_pages - old_pages)
         return addr
     if not flags & MREMAP_MAYMOVE:
         return -errno.ENOMEM
@@ -75,7 +76,7 @@ def _to(
     vma = task.mm.find(addr)
     if vma is None:  # it was where the new place is
         return -errno.EFAULT
-    error = _resize_error(vma, addr, old_pages, new_pages)
+    error = _resize_error(task.mm.pieces(vma)[-1], addr, old_pages, new_pages)
     if error:
         return error
     if not flags & MREMAP_FIXED:
@@ -84,8 +85,8 @@ def _to(
 
 
 def _resize_error(vma: Vma, addr: int, old_pages: int, new_pages: int) -> int:
-    """`vma_to_resize`: one VMA only; an empty old range means a second mapping of the same, which must be
-    shared.
+    """`vma_to_resize`: one VMA only, of which this is the last piece; an empty old range means a second mapping of
+    the same, which must be shared.
     """
     if old_pages == 0 and vma.private:
         return -errno.EINVAL
@@ -120,26 +121,34 @@ def _move(
     """`move_vma`: the pages with their slots change their address; `keep` leaves an empty mapping behind."""
     if old_pages == 0:
         return _map_again(memory, task, addr, new_pages, new_addr)
-    (part,) = task.mm.in_range(addr, addr + old_pages)
+    parts = task.mm.in_range(addr, addr + old_pages)
+    there = [_bring(memory, part, new_addr + part.start - addr) for part in parts]
+    task.mm.replace_range(addr, addr + old_pages, [])
+    if keep:
+        for part in parts:
+            left = replace(part, locked=False, on_fault=False)
+            left = replace(left, slot=memory.page_table.take(part.nr_pages, task.mm.mm_id, part.start))
+            syscalls.count_mapping(memory, left, part.nr_pages)
+            task.mm.replace_range(part.start, part.end, [left])
+    task.mm.replace_range(new_addr, new_addr + old_pages, there)
+    if new_pages > old_pages:
+        _append(memory, task, there[-1], new_addr + old_pages, new_pages - old_pages)
+    return new_addr
+
+
+def _bring(memory: Memory, part: Vma, new_addr: int) -> Vma:
+    """`move_page_tables` of what has its slots in one place. Anonymous memory keeps its page numbers from the first
+    private page on (`copy_vma`).
+    """
     huge_split.split(memory, part.slot, part.nr_pages)
-    if (new_addr - addr) % HPAGE_PAGES:  # huge mappings need their borders
+    if (new_addr - part.start) % HPAGE_PAGES:  # huge mappings need their borders
         for first in list(memory.high_order.huge_maps.overlapping(part.slot, part.nr_pages)):
             huge_split.split(memory, first)
     memory.page_table.move(part.slot, part.nr_pages, new_addr)
     if memory.story is not None:
         memory.story.remapped(part.slot, part.nr_pages)
-    moved = part.moved + addr - new_addr if part.kind == VMA_ANON else 0
-    there = replace(part, start=new_addr, end=new_addr + old_pages, moved=moved)
-    task.mm.replace_range(addr, addr + old_pages, [])
-    if keep:
-        left = replace(part, locked=False, on_fault=False)
-        left = replace(left, slot=memory.page_table.take(part.nr_pages, task.mm.mm_id, addr))
-        syscalls.count_mapping(memory, left, part.nr_pages)
-        task.mm.replace_range(addr, addr + old_pages, [left])
-    task.mm.replace_range(there.start, there.end, [there])
-    if new_pages > old_pages:
-        _append(memory, task, there, there.end, new_pages - old_pages)
-    return new_addr
+    moved = part.moved + part.start - new_addr if part.kind == VMA_ANON and part.anon_vma else 0
+    return replace(part, start=new_addr, end=new_addr + part.nr_pages, moved=moved)
 
 
 def _map_again(memory: Memory, task: Task, addr: int, new_pages: int, new_addr: int) -> int:

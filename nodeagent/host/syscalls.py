@@ -189,9 +189,12 @@ def fork(memory: Memory, parent: Task, pid: int) -> Task:
     child.oom_score_adj = parent.oom_score_adj
     memory.memcg.forked(parent.pid, pid)
     table = memory.page_table
-    for vma in parent.mm.vmas:
+    for number, vma in enumerate(parent.mm.vmas, 1):
         slot = table.take_copy(vma.slot, vma.nr_pages, child.mm.mm_id, vma.start)
-        child.mm.insert(replace(vma, slot=slot, locked=False, on_fault=False))  # locks are not inherited
+        anon_vma = -number if vma.anon_vma else 0  # one of its own for each VMA (`anon_vma_fork`)
+        child.mm.insert(
+            replace(vma, slot=slot, locked=False, on_fault=False, anon_vma=anon_vma)
+        )  # and no locks
         count_mapping(memory, vma, vma.nr_pages)
         if _needs_copy(memory, vma):
             _copy_entries(memory, vma, slot)

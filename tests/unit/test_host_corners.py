@@ -182,8 +182,8 @@ def test_a_vma_merged_from_two_mappings_can_go_and_fork():
     calls.mmap_anon(memory, task, 100, 10, 60)
     calls.munmap(memory, task, 100, 5)
     calls.mmap_anon(memory, task, 100, 5, 61)  # takes the slots that were given back
-    rack.call(numa.mbind, task, 500, 1, Mpol.DEFAULT, 0, 0)
-    task.mm.replace_range(0, 0, [])
+    for mode, nodes in ((Mpol.BIND, 1), (Mpol.DEFAULT, 0)):
+        rack.call(numa.mbind, task, 100, 5, mode, nodes, 0)
     assert len(task.mm.vmas) == 1
     child = calls.fork(memory, task, 101)
     slots = np.arange(child.mm.vmas[0].slot, child.mm.vmas[0].slot + 10)

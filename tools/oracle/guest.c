@@ -432,6 +432,15 @@ static void op_munlock(void)
 	say("%ld", rc(munlock(start_of(), n[3] * PAGE)));
 }
 
+/* Resize in place, or bring the pages to an offset of a region. */
+static void op_mremap(void)
+{
+	char *to = page_of(n[4], n[5]);
+	int flags = to == start_of() ? 0 : MREMAP_MAYMOVE | MREMAP_FIXED;
+	void *got = mremap(start_of(), n[3] * PAGE, n[6] * PAGE, flags, to);
+	say("%ld", got == MAP_FAILED ? (long)-errno : 0L);
+}
+
 /* After a fork the task's own pages are write-protected: write to those that are in use before the program goes on. */
 static void settle(void)
 {
@@ -452,7 +461,7 @@ static void op_forkwrite(void)
 		int number = 0;
 		for (long at = 0; at < n[3] && !number; at++)
 			number = access_page(start_of() + at * PAGE, 1);
-		say("%d | child where ", number ? -EFAULT : 0);
+		say("%d | child where ", number == SIGBUS ? -ENXIO : number ? -EFAULT : 0);
 		where(start_of(), n[3]);
 		_exit(0);
 	}
@@ -613,7 +622,7 @@ static const struct {
 	{"mbind", op_mbind}, {"homenode", op_homenode}, {"touch", op_touch}, {"try", op_try}, {"faults", op_faults},
 	{"where", op_where}, {"move", op_move}, {"moves", op_move}, {"migrate", op_migrate}, {"getpol", op_getpol},
 	{"getpolat", op_getpolat}, {"query", op_query}, {"queryat", op_queryat}, {"allowed", op_allowed},
-	{"madvise", op_madvise}, {"protect", op_protect}, {"mlock", op_mlock}, {"munlock", op_munlock},
+	{"madvise", op_madvise}, {"protect", op_protect}, {"mremap", op_mremap}, {"mlock", op_mlock}, {"munlock", op_munlock},
 	{"forkwrite", op_forkwrite}, {"hold", op_hold}, {"release", op_release}, {"ptes", op_ptes},
 	{"fread", op_fread}, {"freadv", op_freadv}, {"fwrite", op_fwrite}, {"fadvise", op_fadvise},
 	{"cached", op_cached}, {"incore", op_incore}, {"order", op_order},

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import oracle_boot as boot
+from oracle_files import mapahead, readahead
 from oracle_programs import (
     BIND,
     COLD,
@@ -20,27 +21,16 @@ from oracle_programs import (
     FILE_PAGES,
     FREE,
     INTERLEAVE,
-    LARGE_FILE,
-    LARGE_FILE_PAGES,
     LOCAL,
     PAGEOUT,
     PREFERRED,
     PREFERRED_MANY,
-    RANDOM_READ,
     REGION_PAGES,
-    SEQUENTIAL,
     WEIGHTED,
     WILLNEED,
     Builder,
+    Step,
 )
-
-Step = Callable[[Builder], None]
-
-
-def _weighted(b: Builder, steps: list[tuple[int, Step]], count: int) -> None:
-    weights = [weight for weight, _ in steps]
-    for _ in range(count):
-        b.random.choices([step for _, step in steps], weights)[0](b)
 
 
 def _cpu(b: Builder) -> None:
@@ -70,7 +60,7 @@ def _move(b: Builder) -> None:
 
 
 def _migrate(b: Builder) -> None:
-    b.add(f"migrate {b.nodes(False)} {b.nodes(False)}")
+    b.add(f"migrate {b.nodes(False)} {b.nodes()}")
     b.look()
 
 
@@ -83,7 +73,7 @@ def _forkwrite(b: Builder) -> None:
 
 
 def _cpuset(b: Builder) -> None:
-    b.add(f"cpuset {b.nodes(False)}", "allowed", "getpol")
+    b.add(f"cpuset {b.nodes()}", "allowed", "getpol")
     b.look()
 
 
@@ -92,6 +82,10 @@ def _ask(b: Builder) -> None:
     b.add(
         b.random.choice(("getpol", "allowed", f"getpolat {region} {b.random.randrange(b.regions[region])}"))
     )
+
+
+def _where(b: Builder) -> None:
+    b.add(f"where {b.span()}")
 
 
 def _munmap(b: Builder) -> None:
@@ -119,12 +113,13 @@ def mempolicy(random: Random) -> list[str]:
         (2, _dontneed),
         (2, _forkwrite),
         (6, _ask),
+        (4, _where),
         (3, _cpu),
         (1, _munmap),
     ]
     if b.chance(30):
         steps.append((4, _cpuset))
-    _weighted(b, steps, random.randint(5, 25))
+    b.run(steps, random.randint(5, 25))
     b.look()
     b.add("getpol")
     return b.ops
@@ -149,19 +144,11 @@ def _faults(b: Builder) -> None:
     b.add(f"faults {span} {b.random.choice('rrw')}", f"where {span}")
 
 
-def _drop(b: Builder) -> None:
-    policies = [op.split()[1] for op in b.ops if op.startswith("setpol")]
-    if policies and int(policies[-1]) & 255 == INTERLEAVE:
-        b.add("setpol 0 -")
-    b.add("drop")
-
-
 def filepages(random: Random) -> list[str]:
     """Page cache, mapped files, soft and hard faults: the kind of linux_filepages."""
     b = Builder(random)
     _map_files(b)
-    _weighted(
-        b,
+    b.run(
         [
             (16, _faults),
             (9, _fread),
@@ -170,8 +157,9 @@ def filepages(random: Random) -> list[str]:
             (4, _move),
             (2, _migrate),
             (2, _dontneed),
+            (3, _where),
             (3, _cpu),
-            (3, _drop),
+            (3, Builder.drop),
         ],
         random.randint(5, 20),
     )
@@ -180,79 +168,6 @@ def filepages(random: Random) -> list[str]:
 
 
 # -- what the first two kinds do not touch
-
-
-def _part_of_file(b: Builder, pages: int) -> tuple[int, int]:
-    """A piece of a file: often the next one after the last, as sequential readers read."""
-    start = sum(b.last)
-    if not (b.chance(60) and start < pages):
-        start = b.random.choice((0, b.random.randrange(pages)))
-    count = min(pages - start, b.random.choice((1, 1, 2, 3, 4, 8, 16, 17, 32, 33, 64, 100)))
-    b.last = (start, count)
-    return start, count
-
-
-def _read_somewhere(b: Builder) -> None:
-    start, count = _part_of_file(b, b.file_pages)
-    b.add(f"{b.random.choice(('fread', 'freadv'))} {b.file} {start} {count}")
-    low = max(0, start - 64)
-    b.add(f"incore {b.file} {low} {min(b.file_pages, start + count + 128) - low}")
-
-
-def _advise_file(b: Builder) -> None:
-    advice = b.random.choice((0, 1, 2, 3, 3, 4))
-    start, count = _part_of_file(b, b.file_pages)
-    b.add(f"fadvise {b.file} {start} {count} {advice}", f"incore {b.file} 0 {b.file_pages}")
-
-
-def _choose_file(b: Builder) -> None:
-    b.file = b.random.choice((0, 1, 2, LARGE_FILE, LARGE_FILE, LARGE_FILE))
-    b.file_pages = LARGE_FILE_PAGES if b.file == LARGE_FILE else FILE_PAGES[b.file]
-
-
-def readahead(random: Random) -> list[str]:
-    """Reads of one page and of many, in order and not, with the pages that came into the cache."""
-    b = Builder(random)
-    b.add("drop")
-    _choose_file(b)
-    if b.chance(25):
-        b.add(f"setpol {b.policy(wild=False, modes=(BIND, PREFERRED))}")
-    steps: list[tuple[int, Step]] = [(20, _read_somewhere), (2, _drop)]
-    if b.chance(30):
-        steps.append((4, _advise_file))
-    _weighted(b, steps, random.randint(4, 14))
-    b.add(f"cached {b.file} 0 {min(b.file_pages, 512)}")
-    return b.ops
-
-
-def _fault_somewhere(b: Builder) -> None:
-    start, count = _part_of_file(b, b.file_pages)
-    low = max(0, start - 64)
-    span = f"{low} {min(b.file_pages, start + count + 128) - low}"
-    b.add(f"faults 0 {start} {count} {b.random.choice('rrrw')}", f"incore {b.file} {span}", f"ptes 0 {span}")
-
-
-def _advise_mapping(b: Builder) -> None:
-    start, count = _part_of_file(b, b.file_pages)
-    whole = b.chance(70)
-    advice = b.random.choice((0, RANDOM_READ, SEQUENTIAL, WILLNEED, DONTNEED))
-    b.add(f"madvise 0 {0 if whole else start} {b.file_pages if whole else count} {advice}")
-
-
-def mapahead(random: Random) -> list[str]:
-    """Faults on mapped files: what is read ahead, and what is mapped around."""
-    b = Builder(random)
-    b.add("drop")
-    _choose_file(b)
-    b.add(f"fmap 0 {b.file} {b.file_pages} {b.random.choice(('fs', 'fp'))}")
-    steps: list[tuple[int, Step]] = [
-        (20, _fault_somewhere),
-        (3, _advise_mapping),
-        (3, _read_somewhere),
-        (1, _drop),
-    ]
-    _weighted(b, steps, random.randint(4, 12))
-    return b.ops
 
 
 def fallback(random: Random) -> list[str]:
@@ -314,8 +229,7 @@ def protection(random: Random) -> list[str]:
         _map_files(b)
     else:
         _map_anonymous(b, 2, (8, 16, 33, 64))
-    _weighted(
-        b,
+    b.run(
         [
             (8, _protect),
             (9, _try),
@@ -380,7 +294,7 @@ def queries(random: Random) -> list[str]:
     ]
     if b.chance(25):
         steps.append((2, _cpuset))
-    _weighted(b, steps, random.randint(6, 20))
+    b.run(steps, random.randint(6, 20))
     b.look()
     return b.ops
 
@@ -397,8 +311,7 @@ def swap(random: Random) -> list[str]:
     _map_anonymous(b, 3, (8, 16, 33, 64))
     for region, pages in b.regions.items():
         b.add(f"touch {region} 0 {pages} w")
-    _weighted(
-        b,
+    b.run(
         [
             (12, _madvise),
             (8, _faults),
@@ -434,7 +347,7 @@ def demotion(random: Random) -> list[str]:
             b.add(f"setpol {b.policy(wild=False)}")
         if b.chance(50):
             b.add(f"cpu {b.random.randrange(2)}")
-        _weighted(b, [(6, _touch), (2, _mbind), (1, _move), (1, _mlock), (1, _munlock), (1, _hold)], 3)
+        b.run([(6, _touch), (2, _mbind), (1, _move), (1, _mlock), (1, _munlock), (1, _hold)], 3)
         b.add("demotion off" if b.chance(10) else "demotion on", "reclaim 1000")
         b.look()
     return b.ops
@@ -465,7 +378,116 @@ def weighted(random: Random) -> list[str]:
 
     steps: list[tuple[int, Step]] = [(6, policy), (5, bind), (3, weight), (2, _query), (1, _cpu)]
     steps += [(6, _faults), (4, _fread)] if files else [(10, _touch), (2, _move), (1, _migrate), (2, _cpuset)]
-    _weighted(b, steps, random.randint(5, 18))
+    b.run(steps, random.randint(5, 18))
+    b.look()
+    return b.ops
+
+
+def many(random: Random) -> list[str]:
+    """As mempolicy and queries together, but long, with up to eight regions, under policies of every mode."""
+    b = Builder(random)
+    _map_anonymous(b, 8, (8, 16, 33, 64, 200))
+    steps: list[tuple[int, Step]] = [
+        (14, _touch),
+        (5, _read),
+        (8, _setpol),
+        (10, _mbind),
+        (4, _homenode),
+        (5, _move),
+        (4, _moves),
+        (4, _migrate),
+        (3, _dontneed),
+        (3, _forkwrite),
+        (3, _hold),
+        (5, _ask),
+        (3, _query),
+        (3, _cpu),
+        (1, _munmap),
+    ]
+    if b.chance(50):
+        steps.append((4, _cpuset))
+    b.run(steps, random.randint(25, 60))
+    b.look()
+    b.add("getpol")
+    return b.ops
+
+
+def _remap(b: Builder) -> None:
+    region = b.pick()
+    pages = b.regions[region]
+    offset, count = b.part(pages)
+    if b.chance(35):  # in place
+        b.add(f"mremap {region} {offset} {count} {region} {offset} {b.random.choice((1, count, count + 5))}")
+    else:
+        to, at, new = (
+            b.random.randrange(4),
+            b.random.choice((0, 0, 5, 512)),
+            b.random.choice((1, count, count, count + 7)),
+        )
+        b.add(f"mremap {region} {offset} {count} {to} {at} {new}")
+        b.regions[to] = max(b.regions.get(to, 0), min(at + new, 64))
+    b.look()
+
+
+def remap(random: Random) -> list[str]:
+    """mremap among mprotect, mlock, policies and forks. New page tables take turns of the task's interleaving, so
+    that only mbind interleaves.
+    """
+    b = Builder(random)
+    _map_anonymous(b, 3, (8, 16, 33, 64))
+
+    def policy(b: Builder) -> None:
+        b.add(f"setpol {b.policy(modes=(PREFERRED, BIND, PREFERRED_MANY))}")
+
+    b.run(
+        [
+            (9, _remap),
+            (9, _touch),
+            (3, _read),
+            (3, _protect),
+            (4, _try),
+            (3, _mlock),
+            (2, _munlock),
+            (2, policy),
+            (6, _mbind),
+            (3, _move),
+            (1, _migrate),
+            (2, _dontneed),
+            (2, _forkwrite),
+            (2, _hold),
+            (1, _cpu),
+        ],
+        random.randint(8, 30),
+    )
+    b.look()
+    return b.ops
+
+
+def pressure(random: Random) -> list[str]:
+    """Two fast and two slow nodes, and swap: where MADV_PAGEOUT and reclaim of all take pages, what comes back."""
+    b = Builder(random)
+    _map_anonymous(b, 2, (16, 33, 64))
+
+    def reclaim(b: Builder) -> None:
+        b.add("demotion off" if b.chance(30) else "demotion on", "reclaim 1000")
+        for region, pages in sorted(b.regions.items()):
+            b.add(f"ptes {region} 0 {pages}", f"where {region} 0 {pages}")
+
+    steps: list[tuple[int, Step]] = [
+        (9, _touch),
+        (5, reclaim),
+        (4, _madvise),
+        (3, _faults),
+        (2, _setpol),
+        (2, _mbind),
+        (2, _move),
+        (2, _mlock),
+        (2, _munlock),
+        (1, _hold),
+        (1, _forkwrite),
+        (1, _cpu),
+    ]
+    b.run(steps, random.randint(5, 16))
     b.look()
     return b.ops
 
@@ -493,6 +515,9 @@ KINDS: dict[str, Kind] = {
     "swapahead": Kind(swap, boot.Setup(swap="ram", page_cluster=3)),
     "demotion": Kind(demotion, boot.Setup(slow_nodes=2, demotion_enabled=True)),
     "weighted": Kind(weighted),
+    "many": Kind(many),
+    "remap": Kind(remap),
+    "pressure": Kind(pressure, boot.Setup(swap="ram", slow_nodes=2, demotion_enabled=True)),
 }
 
 

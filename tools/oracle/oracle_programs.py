@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 DEFAULT, PREFERRED, BIND, INTERLEAVE, LOCAL, PREFERRED_MANY, WEIGHTED = range(7)
@@ -10,6 +11,9 @@ REGION_PAGES = (8, 16, 33, 64, 200, 512, 700)
 FILE_PAGES = (64, 32, 128)
 LARGE_FILE, LARGE_FILE_PAGES = 3, 2048
 DONTNEED, FREE, COLD, PAGEOUT, WILLNEED, RANDOM_READ, SEQUENTIAL = 4, 8, 20, 21, 3, 1, 2
+
+
+Step = Callable[["Builder"], None]
 
 
 class Builder:
@@ -26,6 +30,19 @@ class Builder:
 
     def add(self, *ops: str) -> None:
         self.ops += ops
+
+    def run(self, steps: list[tuple[int, Step]], count: int) -> None:
+        """So many steps, each by its weight."""
+        weights = [weight for weight, _ in steps]
+        for _ in range(count):
+            self.random.choices([step for _, step in steps], weights)[0](self)
+
+    def drop(self) -> None:
+        """Drop the cache, under a policy that does not interleave."""
+        policies = [op.split()[1] for op in self.ops if op.startswith("setpol")]
+        if policies and int(policies[-1]) & 255 == INTERLEAVE:
+            self.add("setpol 0 -")
+        self.add("drop")
 
     def chance(self, percent: int) -> bool:
         return self.random.randrange(100) < percent
@@ -47,22 +64,25 @@ class Builder:
         return f"{region} {offset} {pages}"
 
     def nodes(self, wild: bool = True) -> str:
-        """A node list; now and then an empty one or one with nodes that are not there."""
+        """A node list; now and then an empty one, or one with nodes that are not there."""
+        found = self.random.sample(range(4), self.random.choice((1, 1, 2, 2, 3, 4)))
         if wild and self.chance(4):
-            return self.random.choice(("-", "4", "7", "0,7", "1,2,4", "5,6"))
-        count = self.random.choice((1, 1, 2, 2, 3, 4))
-        return ",".join(str(nid) for nid in sorted(self.random.sample(range(4), count)))
+            found = self.random.choice(([], found, found, []))
+            found += self.random.sample((4, 5, 7), self.random.choice((0, 1, 1, 2)))
+        return ",".join(str(nid) for nid in sorted(found)) or "-"
 
     def policy(self, wild: bool = True, modes: tuple[int, ...] = (1, 2, 2, 3, 3, 5)) -> str:
         """Mode and nodes of a policy."""
         if wild and self.chance(5):
-            mode = self.random.choice(
-                (6, 9, 17, STATIC | RELATIVE | 1, STATIC | 17, RELATIVE | 9, STATIC | 4)
+            mode = self.random.choice((6, 9, 17, *modes)) | self.random.choice(
+                (0, STATIC, RELATIVE, STATIC | RELATIVE)
             )
             return f"{mode} {self.nodes()}"
-        if self.chance(15):
-            return f"{self.random.choice((DEFAULT, LOCAL))} -"
-        mode = self.random.choice(modes) | self.random.choice((0, 0, 0, 0, STATIC, RELATIVE))
+        flags = self.random.choice((0, 0, 0, 0, STATIC, RELATIVE))
+        if self.chance(18):
+            mode = self.random.choice((DEFAULT, LOCAL)) | flags
+            return f"{mode} {self.nodes() if wild and self.chance(7) else '-'}"
+        mode = self.random.choice(modes) | flags
         if mode & 255 == PREFERRED and self.chance(10):
             return f"{mode} -"
         return f"{mode} {self.nodes(wild)}"
