@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb, kmem
+from privmem.nodeagent.host import hugetlb, hugetlb_move, kmem
 from privmem.nodeagent.host.cram import balloon
+from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_LRU
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import move_to_frames
@@ -243,22 +244,25 @@ class Hotplug:
         node = memory.nodes[nid]
         first = node.start_pfn + part.start
         pfns = np.arange(first, first + part.nr_pages, dtype=np.int32)
-        error = hugetlb.dissolve_free_pages(memory, first, part.nr_pages)
-        if error:
-            return error
-        flags = memory.frames.flags[pfns]
-        residents = pfns[(flags & PG_ALLOCATED != 0) & ~balloon.holds(memory, nid, first, part.nr_pages)]
+        free = hugetlb.holds_free(memory, first, part.nr_pages)
+        free |= balloon.holds(memory, nid, first, part.nr_pages)
+        residents = pfns[(memory.frames.flags[pfns] & PG_ALLOCATED != 0) & ~free]
         if len(residents):
             if self.keeps_residents.get(nid):
-                return self._stuck(part, nid, residents, "the owner keeps residents on its device")
+                return self._stuck(part, nid, residents.tolist(), "the owner keeps residents on its device")
             if not memory.resolver.allows(Service.HOTUNPLUG, nid):
-                return self._stuck(part, nid, residents, "the design does not let hotplug move residents out")
-            unmovable = residents[memory.frames.flags[residents] & PG_LRU == 0]
-            if len(unmovable):
+                return self._stuck(
+                    part, nid, residents.tolist(), "the design does not let hotplug move residents out"
+                )
+            unmovable = [pfn for pfn in residents.tolist() if not self._movable(pfn)]
+            if unmovable:
                 return self._stuck(part, nid, unmovable, "unmovable: a kernel page, or pinned")
             error = self._move_out(node, residents)
             if error:
                 return self._failed(part, nid, "migration failure")
+        error = hugetlb.dissolve_free_pages(memory, first, part.nr_pages)
+        if error:
+            return error
         balloon.leave_range(memory, nid, first, part.nr_pages)
         if not node.buddy.remove_range(first, part.nr_pages):
             return -errno.EBUSY
@@ -266,9 +270,14 @@ class Hotplug:
         part.online = False
         return 0
 
-    def _stuck(self, part: Range, nid: int, pfns: np.ndarray, why: str) -> int:
+    def _movable(self, pfn: int) -> bool:
+        if hugetlb_move.is_pool_page(self.memory, pfn):
+            return hugetlb_move.may_isolate(self.memory, pfn - pfn % HPAGE_PAGES)
+        return bool(self.memory.frames.flags[pfn] & PG_LRU)
+
+    def _stuck(self, part: Range, nid: int, pfns: list[int], why: str) -> int:
         if self.memory.story is not None:
-            for pfn in pfns.tolist():
+            for pfn in pfns:
                 self.memory.story.stayed(pfn, f"offline is -EBUSY: {why}")
         return self._failed(part, nid, "unmovable page")
 
@@ -292,6 +301,10 @@ class Hotplug:
         for pfn in pfns.tolist():
             if not memory.frames.flags[pfn] & PG_ALLOCATED:
                 continue  # reclaim for the others freed it
+            if hugetlb_move.is_pool_page(memory, pfn):
+                if pfn % HPAGE_PAGES == 0 and hugetlb_move.move(memory, pfn, zones, Reason.HOTPLUG) < 0:
+                    return -errno.EBUSY
+                continue
             memory.lru_del(pfn)
             new = alloc_page(memory, context) if zones else -errno.ENOMEM
             if new < 0:

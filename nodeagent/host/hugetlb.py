@@ -3,7 +3,8 @@
 Models `set_max_huge_pages` (mm/hugetlb.c) of Linux 6.1 for the global file, round-robin over the allowed nodes,
 and for a node's own. The pool asks for every page with THISNODE and Reason.HUGETLB; whether a private node gives
 one is the design's answer to that request. Sizes: 2 MiB by the buddy, 1 GiB (gigantic) as contiguous ranges,
-from a CMA area of the node first. Left out: overcommit, moving pool pages, freeing the memory map of huge pages.
+from a CMA area of the node first. Pages in use move in hugetlb_move.py. Left out: overcommit, freeing the memory
+map of huge pages.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _grow(memory: Memory, pool: HugePool, nodes: int) -> bool:
     for _ in range(nodemask.weight(nodes)):
         nid = _next_allowed(pool.next_nid_to_alloc, nodes)
         pool.next_nid_to_alloc = nodemask.next_in(nid, nodes)
-        head = _fresh_page(memory, pool, nid)
+        head = fresh_page(memory, pool, nid)
         if head >= 0:
             pool.add(pool.nr, nid, 1)
             pool.free.setdefault(nid, []).append(head)
@@ -100,7 +101,7 @@ def _grow(memory: Memory, pool: HugePool, nodes: int) -> bool:
     return False
 
 
-def _fresh_page(memory: Memory, pool: HugePool, nid: int) -> int:
+def fresh_page(memory: Memory, pool: HugePool, nid: int) -> int:
     """`alloc_fresh_huge_page`: a block of this node and of no other."""
     if pool.order > MAX_ORDER:
         return _gigantic_page(memory, pool, nid)
@@ -134,7 +135,7 @@ def _shrink(memory: Memory, pool: HugePool, nodes: int, count: int) -> None:
         nid = _next_to_free(pool, nodes, lambda n: bool(pool.free.get(n)))
         if nid < 0:
             break
-        _give_back(memory, pool, nid, pool.free[nid].pop())
+        give_back(memory, pool, nid, pool.free[nid].pop())
         pool.add(pool.nr, nid, -1)
     while count < pool.persistent and _move_surplus(pool, nodes, 1):
         pass
@@ -163,7 +164,7 @@ def _move_surplus(pool: HugePool, nodes: int, by: int) -> bool:
     return nid >= 0
 
 
-def _give_back(memory: Memory, pool: HugePool, nid: int, head: int) -> None:
+def give_back(memory: Memory, pool: HugePool, nid: int, head: int) -> None:
     """`update_and_free_page`: the frames are ordinary memory again."""
     if pool.order > MAX_ORDER:
         contig.free_contig_range(memory, head)
@@ -195,7 +196,7 @@ def return_page(memory: Memory, pool: HugePool, head: int) -> None:
     if pool.surplus.get(nid, 0):
         pool.add(pool.surplus, nid, -1)
         pool.add(pool.nr, nid, -1)
-        _give_back(memory, pool, nid, head)
+        give_back(memory, pool, nid, head)
     else:
         pool.free.setdefault(nid, []).append(head)
 
@@ -210,7 +211,7 @@ def unreserve(memory: Memory, pool: HugePool, nr: int) -> None:
         nid = _next_to_free(pool, nodes, lambda n: bool(pool.surplus.get(n) and pool.free.get(n)))
         if nid < 0:
             break
-        _give_back(memory, pool, nid, pool.free[nid].pop())
+        give_back(memory, pool, nid, pool.free[nid].pop())
         pool.add(pool.nr, nid, -1)
         pool.add(pool.surplus, nid, -1)
 
@@ -225,12 +226,22 @@ def dissolve_free_page(memory: Memory, pool: HugePool, head: int) -> bool:
     pool.add(pool.nr, nid, -1)
     if pool.surplus.get(nid, 0):  # since 6.14; before, a node could have more surplus pages than pages
         pool.add(pool.surplus, nid, -1)
-    _give_back(memory, pool, nid, head)
+    give_back(memory, pool, nid, head)
     return True
 
 
+def holds_free(memory: Memory, first: int, nr_pages: int) -> np.ndarray:
+    """Of frames [first, first + nr_pages), which are in free pages of pools."""
+    found = np.zeros(nr_pages, dtype=bool)
+    for pool in memory.high_order.pools.values():
+        for heads in pool.free.values():
+            for head in heads:
+                found[max(0, head - first) : max(0, head + pool.nr_pages - first)] = True
+    return found
+
+
 def dissolve_free_pages(memory: Memory, first: int, nr_pages: int) -> int:
-    """`dissolve_free_huge_pages` before a range goes offline: 0, or -EBUSY when one is promised."""
+    """`dissolve_free_huge_pages` of a range that goes offline: 0, or -EBUSY when one is promised."""
     for pool in memory.high_order.pools.values():
         heads = [head for nid in sorted(pool.free) for head in pool.free[nid]]
         for head in heads:

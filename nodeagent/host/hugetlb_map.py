@@ -33,6 +33,7 @@ from privmem.nodeagent.host.pagecache import HUGETLB, MemObject
 from privmem.nodeagent.host.task import Task
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import Mpol, Reason
+from privmem.scheduler.zonelist import AllocRequest
 
 #: What a fault that ends in SIGBUS answers (`fault.FAULT_SIGBUS`).
 FAULT_SIGBUS = -errno.ENXIO
@@ -157,7 +158,7 @@ def _alloc(memory: Memory, task: Task, vma: Vma, huge_index: int) -> int:
     promised = _reservation(memory, vma.object_id, task.mm.mm_id, huge_index)
     if promised is None and pool.total_free <= pool.reserved:
         return -errno.ENOMEM
-    context = task.context_of(*task.policy_request(vma.policy or task.policy, huge_index))
+    context = task.context_of(*policy_request(task, vma, huge_index))
     head = take_page(pool, context.zones)
     if head < 0 and context.retry_zones:
         head = take_page(pool, context.retry_zones)
@@ -172,6 +173,13 @@ def _alloc(memory: Memory, task: Task, vma: Vma, huge_index: int) -> int:
     for pfn in range(head, head + HPAGE_PAGES):
         note_origin(memory, pfn, Reason.HUGETLB, task.pid)
     return head
+
+
+def policy_request(task: Task, vma: Vma, huge_index: int) -> tuple[AllocRequest, bool]:
+    """`huge_node`: what is asked for under the policy of a mapping, and whether it is a turn of interleaving, which
+    goes by the number of the huge page in its object.
+    """
+    return task.policy_request(vma.policy or task.policy, huge_index)
 
 
 def _reservation(memory: Memory, object_id: int, mm_id: int, huge_index: int) -> list[int] | None:

@@ -74,6 +74,20 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
     remembers `reason` as why it is where it is now, and keeps the node of its origin.
     """
     huge_split.split_frames(memory, pfns)
+    carry_over(memory, pfns, new, reason)
+    source = memory.nodes[memory.frames.nid_of(int(pfns[0]))]
+    target = memory.nodes[memory.frames.nid_of(int(new[0]))]
+    release_frames(memory, source, pfns)
+    lru_kernel.putback(new, len(new), target.nid * NR_LRU_LISTS, *memory.lru_arrays())
+    if memory.locked_slots:  # the nodes may differ in whether mlock is for them
+        for pfn in new.tolist():
+            mlocked.settle(memory, pfn)
+
+
+def carry_over(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Reason) -> None:
+    """Mappings, identity and content of frames of one node into those of another; what becomes of the old frames,
+    and on which list the new ones go, is the caller's.
+    """
     source = memory.nodes[memory.frames.nid_of(int(pfns[0]))]
     target = memory.nodes[memory.frames.nid_of(int(new[0]))]
     nr = len(pfns)
@@ -112,11 +126,6 @@ def move_to_frames(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Re
             memory.story.moved(old, fresh, reason)
     if memory.memcg.active:
         memory.memcg.moved(pfns, new)
-    release_frames(memory, source, pfns)
-    lru_kernel.putback(new, nr, target.nid * NR_LRU_LISTS, *memory.lru_arrays())
-    if memory.locked_slots:  # the nodes may differ in whether mlock is for them
-        for pfn in new.tolist():
-            mlocked.settle(memory, pfn)
     source.migrated_read_bytes += nr * PAGE_SIZE
     target.migrated_write_bytes += nr * PAGE_SIZE
     memory.vmstat.add("pgmigrate_success", nr)

@@ -10,7 +10,8 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import thp_migrate
+from privmem.nodeagent.host import hugetlb_move, thp_migrate
+from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import (
     PG_LRU,
     PTE_PFN_SHIFT,
@@ -162,7 +163,13 @@ class _Run:
                 story.stayed(pfn, "EACCES: mapped more than once, and not MPOL_MF_MOVE_ALL")
             return -errno.EACCES
         whole = thp_migrate.page_of(memory, pfn)
-        if pfn in self.frames or not np.all(memory.frames.flags[whole] & PG_LRU):
+        if hugetlb_move.is_pool_page(memory, pfn):
+            if pfn % HPAGE_PAGES:
+                return -errno.EACCES  # a part that is not the first (6.1)
+            ready = hugetlb_move.may_isolate(memory, pfn)
+        else:
+            ready = bool(np.all(memory.frames.flags[whole] & PG_LRU))
+        if pfn in self.frames or not ready:
             if story is not None and pfn not in self.frames:
                 story.stayed(pfn, f"EBUSY: {why_not(memory, task, pfn)}")
             return -errno.EBUSY

@@ -17,6 +17,7 @@ from dataclasses import replace
 from privmem.nodeagent.host import huge_split, hugetlb_map
 from privmem.nodeagent.host.fault import handle_fault
 from privmem.nodeagent.host.filemap import vma_policy, vma_request
+from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_PRESENT, PTE_ZERO
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import VMA_OBJECT
@@ -185,5 +186,8 @@ def _policy_context(memory: Memory, task: Task, vpn: int, first_turn: int) -> Al
     """`new_page`: where the policy in force at an address wants the page."""
     vma = task.mm.find(vpn)
     assert vma is not None  # it was queued from there
-    request, interleave = vma_request(memory, task, vma, vpn, first_turn)
+    if hugetlb_map.is_hugetlb(memory, vma):
+        request, interleave = hugetlb_map.policy_request(task, vma, vma.offset_of(vpn) // HPAGE_PAGES)
+    else:
+        request, interleave = vma_request(memory, task, vma, vpn, first_turn)
     return task.context_of(replace(request, reason=Reason.USER_MOVE), interleave)

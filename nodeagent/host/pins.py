@@ -13,8 +13,9 @@ import errno
 
 import numpy as np
 
-from privmem.nodeagent.host import hugetlb_map, literal
+from privmem.nodeagent.host import hugetlb_map, hugetlb_move, literal
 from privmem.nodeagent.host.fault import drop_if_unused, handle_fault, map_page, remove_mapping
+from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import (
     PG_ALLOCATED,
     PG_EXCLUSIVE,
@@ -47,9 +48,14 @@ def pin_user_pages(
         return -errno.EINVAL
     pinned: list[int] = []
     for vpn in range(start, start + nr_pages):
-        pfn = own_page(memory, task, vpn, write)
-        if pfn >= 0 and longterm:
-            pfn = _pinnable(memory, task, pfn)
+        try:
+            pfn = own_page(memory, task, vpn, write)
+            if pfn >= 0 and longterm:
+                pfn = _pinnable(memory, task, pfn)
+        except NeedsExtent:
+            for done in reversed(pinned):
+                _unpin(memory, done)
+            raise
         if pfn < 0:
             for done in reversed(pinned):
                 _unpin(memory, done)
@@ -176,9 +182,15 @@ def _in_cma(memory: Memory, pfn: int) -> bool:
 
 def _move_off(memory: Memory, task: Task, pfn: int) -> int:
     """`migrate_longterm_unpinnable_pages`: unmovable memory near where the page is; the new frame or -ENOMEM."""
+    request = AllocRequest(memory.frames.nid_of(pfn), None, Reason.USER_MOVE, movable=False)
+    if hugetlb_move.is_pool_page(memory, pfn):
+        part = pfn % HPAGE_PAGES
+        if not hugetlb_move.may_isolate(memory, pfn - part):
+            return -errno.ENOMEM
+        head = hugetlb_move.move(memory, pfn - part, task.context_of(request).zones, Reason.USER_MOVE)
+        return head + part if head >= 0 else head
     if not memory.frames.flags[pfn] & PG_LRU:
         return -errno.ENOMEM
-    request = AllocRequest(memory.frames.nid_of(pfn), None, Reason.USER_MOVE, movable=False)
     memory.lru_del(pfn)
     try:
         new = (

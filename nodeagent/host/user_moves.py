@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from privmem.nodeagent.host import thp_migrate
+from privmem.nodeagent.host import hugetlb_map, hugetlb_move, thp_migrate
+from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_PRESENT
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import move_to_frames
@@ -77,17 +78,21 @@ def queue_pages(
 
 
 def _pages_on(memory: Memory, part: Vma, nodes: int) -> Queued:
-    """Present pages of a VMA part that are on a node of the mask."""
+    """Present pages of a VMA part that are on a node of the mask; of a pool's pages the first frames."""
     entries = memory.page_table.pte[part.slot : part.slot + part.nr_pages]
     present = np.flatnonzero(entries & np.uint32(PTE_PRESENT))
     pfns = (entries[present] >> np.uint32(PTE_PFN_SHIFT)).astype(np.int64)
     wanted = np.array([bool(nodes >> nid & 1) for nid in range(MAX_NUMNODES)])
     on = wanted[memory.frames.node_of_section[pfns >> SECTION_SHIFT]]
+    if hugetlb_map.is_hugetlb(memory, part):
+        on &= pfns % HPAGE_PAGES == 0
     return list(zip(pfns[on].tolist(), (present[on] + part.start).tolist(), strict=True))
 
 
 def may_isolate(memory: Memory, task: Task, pfn: int) -> bool:
-    """`isolate_lru_page`, and the right to move a page off a private node."""
+    """`isolate_lru_page` or `isolate_hugetlb`, and the right to move a page off a private node."""
+    if hugetlb_move.is_pool_page(memory, pfn):
+        return hugetlb_move.may_isolate(memory, pfn) and may_look(memory, task, pfn)
     return bool(memory.frames.flags[pfn] & PG_LRU) and may_look(memory, task, pfn)
 
 
@@ -114,12 +119,14 @@ def migrate(memory: Memory, pfns: list[int], contexts: list[AllocContext]) -> in
     those that have a new frame have moved, and the others are where they were: the call, made again, finds only
     these.
     """
+    error, pfns, contexts = hugetlb_move.move_first(memory, pfns, contexts)
+    if error:
+        return error
     pfns, contexts = thp_migrate.move_whole(memory, pfns, contexts)
     for pfn in pfns:
         memory.lru_del(pfn)
     pairs: list[tuple[int, int]] = []
     taken: dict[int, int] = {}
-    error = 0
     try:
         for pfn, context in zip(pfns, contexts, strict=True):
             error = _target_frame(memory, context, taken)

@@ -6,11 +6,10 @@ import errno
 import re
 from pathlib import Path
 
-from kernel_box import D0, D1, HUGE, VPN, Box, P, hugetlb_mmap
+from kernel_box import D0, HUGE, VPN, Box, P, hugetlb_mmap
 
 from privmem.nodeagent.device.compression import CompressionEngine
-from privmem.nodeagent.host import filemap, hugetlb, khugepaged, move_calls, syscalls, thp
-from privmem.scheduler.abi import MPOL_MF_MOVE
+from privmem.nodeagent.host import contig, filemap, hugetlb, khugepaged, syscalls, thp
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,13 +102,10 @@ def test_no_huge_pages_of_shared_memory():
     assert khugepaged.madvise_collapse(box.memory, box.task, VPN, HUGE) == -errno.EINVAL  # Linux: 0
 
 
-def test_pool_pages_in_use_stay():
+def test_pool_pages_stay_in_a_contiguous_range():
     box = Box()
     hugetlb.write_nr_hugepages(box.memory, 1, nid=D0)
     assert hugetlb_mmap(box, HUGE) == 0
     assert box.touch(1) == 0
-    error, status = move_calls.move_pages(box.memory, box.task, [VPN], [D1], MPOL_MF_MOVE)
-    assert (error, status) == (
-        0,
-        [-errno.EBUSY],
-    )  # Linux: moved, if D1 has a page in its pool or can give one
+    # Linux: 0, the page moved
+    assert contig.alloc_contig_range(box.memory, box.pfn(), HUGE, "tracer") == -errno.EBUSY
