@@ -169,6 +169,7 @@ class _Assembly:
                     "think_ns": process.think_ns,
                     "start_ns": process.start_ns,
                     "stop_ns": process.stop_ns,
+                    "recovers": process.sigbus == "recover",
                     "source": source,
                     "policy": _policy(process),
                     **_calls(stream),
@@ -183,6 +184,7 @@ class _Assembly:
             "topology": host_topology(self.config, host, name).to_spec(),
             "nodes": [self._node(node, name) for node in host.nodes],
             "sysctl": _sysctl(host),
+            "swap_pages": host.swap_bytes // PAGE_SIZE,
             "programs": programs,
             "streams": streams,
             **({"story": self.story_events} if self.story_events else {}),
@@ -225,6 +227,7 @@ class _Assembly:
             "link_bandwidth": node.link_bandwidth_bytes_per_s or 0,
             "request_pages": (device.request_bytes or 0) // PAGE_SIZE,
             "report_use": device.give_back == "coldest",
+            **_service(node, device),
         }
 
     # -- workloads and contents
@@ -322,6 +325,7 @@ class _Assembly:
             "scheduler": SCHEDULER_NAME,
             "sample_every": self.config.results.sample_every,
             "keep_bytes": isinstance(device, CompressedRam) and device.keep_bytes,
+            **_thresholds(device, [node for _, node in users]),
             **self._plugin(device),
         }
 
@@ -372,6 +376,22 @@ class _Assembly:
 
 def _literally(content: ContentConfig) -> dict[str, bool]:
     return {"literal": True} if content.literal else {}
+
+
+def _service(node: NodeConfig, device: DeviceConfig) -> dict[str, Any]:
+    """Fields of NodeSpec for a compressed node whose device reports to the host's service."""
+    if node.service == "lease":
+        return {}
+    nominal = seen_bytes(device) * 1000 // device.capacity_bytes
+    return {"service": node.service, "nominal_ratio": nominal}
+
+
+def _thresholds(device: DeviceConfig, nodes: list[NodeConfig]) -> dict[str, Any]:
+    """When a device that reports is low, and when no more, in bytes that are free."""
+    if not isinstance(device, CompressedRam) or all(node.service == "lease" for node in nodes):
+        return {}
+    shares = (device.low_threshold_permille, device.high_threshold_permille)
+    return {"thresholds": [device.capacity_bytes * share // 1000 for share in shares]}
 
 
 def _own_timing(device: DeviceConfig) -> dict[str, Any]:

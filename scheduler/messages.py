@@ -187,10 +187,36 @@ class DeviceReport:
 
 
 @dataclass(frozen=True, slots=True)
+class CapacityReport:
+    """Device to a host whose compressed RAM service listens, when an epoch is over: what it can hold now."""
+
+    device: str
+    epoch: int
+    #: Pages of the host's StorePages that came anew since the last report.
+    count: int
+    #: Pages that surely fit before the next report, even if none of them compresses.
+    room_pages: int
+    #: Pages that it can hold at the ratio that it reaches now.
+    capacity_pages: int
+    #: That ratio, in thousandths, of what is stored against memory that there is for it.
+    ratio: int
+    used_bytes: int
+    #: Little memory is free: between the two thresholds as it was before.
+    low: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PagesRefused:
+    """Device to host: there was no room for these pages of StorePages; they hold nothing, whatever they did."""
+
+    dpa: np.ndarray  # int32
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Any participant to the results: rows of one time series table."""
 
-    table: str  # "host", "host_node", "device" or "scheduler"
+    table: str  # "host", "host_node", "device", "scheduler" or "cram"
     rows: list[dict[str, Any]]
 
 
@@ -212,6 +238,8 @@ Body: TypeAlias = (
     | PagesLoaded
     | Traffic
     | DeviceReport
+    | CapacityReport
+    | PagesRefused
     | Sample
 )
 
@@ -235,6 +263,8 @@ _BODIES: dict[str, type[Any]] = {
         PagesLoaded,
         Traffic,
         DeviceReport,
+        CapacityReport,
+        PagesRefused,
         Sample,
     )
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from privmem.cluster.config import checks_host, checks_pool, checks_work
+from privmem.cluster.config import checks_cram, checks_host, checks_pool, checks_work
 from privmem.cluster.config.base import CAPACITY_MAX_BYTES
 from privmem.cluster.config.checks_design import check_design
 from privmem.cluster.config.checks_host import Mistake, not_among
@@ -44,6 +44,7 @@ def check_config(config: Config) -> list[Mistake]:
         *_devices(config),
         *_device_users(config),
         *_capacity(config),
+        *checks_cram.cram_mistakes(config),
     ]
     for n, host in enumerate(config.hosts):
         place: Path = ("hosts", n)

@@ -31,7 +31,7 @@ from privmem.cluster.config.base import (
     Model,
 )
 from privmem.cluster.config.designs import DesignName
-from privmem.cluster.config.fields import Name, OneOf, Whole, size, time
+from privmem.cluster.config.fields import Name, OneOf, Permille, Whole, size, time
 from privmem.cluster.config.workload_models import (
     ContentConfig,
     GeneratorContent,
@@ -182,6 +182,16 @@ class CompressedRam(_Device):
     decompress_latency_ns: Annotated[int, time(0, S_NS)] | None = Field(
         default=None, description="What (de)compression adds to an access; when left out, that of the codec."
     )
+    low_threshold_permille: Annotated[int, Permille(1, 900)] = Field(
+        default=125,
+        description="Share of its memory that is free: below it, the device tells a host whose service listens "
+        "that it is low, and what it says it can hold leaves as much out.",
+    )
+    high_threshold_permille: Annotated[int, Permille(1, 1000)] = Field(
+        default=250,
+        description="Share of its memory that is free: above it, the device is low no more; more than "
+        "`low_threshold`.",
+    )
     block_cache_bytes: Annotated[int, size(0, CAPACITY_MAX_BYTES)] = Field(
         default=0,
         description="Blocks that the device keeps decompressed; an access that finds its page there does not "
@@ -268,6 +278,19 @@ class NodeConfig(Model):
         "pages in place (`user_write`; without it the node is write-fenced). The others are services that "
         "only some isolation designs have a bit for; a design grants those that it knows.",
     )
+    service: Literal["lease", "v4", "F1", "F3"] = Field(
+        default="lease",
+        description="How compressed RAM is kept from overflowing. `lease`: the device promises room for so many "
+        "pages as surely fit, and no more come. A generation of the kernel's compressed RAM service: the device "
+        "reports when an epoch is over, and pressure (`v4`), a balloon by ratio (`F1`) or by capacity (`F3`) and "
+        "the gate follow; the isolation design must be able to carry it, and all compressed nodes of a host have "
+        "the same.",
+    )
+    write_control: bool = Field(
+        default=True,
+        description="false, for a compressed node with the feature `user_write` and a service: its pages are "
+        "written in place, and the device has to refuse what it no longer has room for. Such pages are lost.",
+    )
 
 
 class SysctlConfig(Model):
@@ -344,6 +367,11 @@ class ProcessConfig(Model):
         default=0,
         description="When it exits, whatever is left to do, and its memory is free again; 0s: never.",
     )
+    sigbus: Literal["kill", "recover"] = Field(
+        default="kill",
+        description="What becomes of it when it touches a page that was lost: it is killed, or it handles the "
+        "signal, maps a new page there and goes on.",
+    )
     policy: PolicyConfig = Field(default=PolicyConfig(), description="Memory policy of the process.")
     workload: Annotated[WorkloadConfig, Field(discriminator="kind")] = Field(description="Its page accesses.")
     content: Annotated[ContentConfig, Field(discriminator="kind")] = Field(
@@ -381,6 +409,11 @@ class HostConfig(Model):
         description="Node distances, rows and columns in the order of `nodes`: 10 to itself, above 10 to "
         "others; instead of `via` and `hop`. When both are left out, nodes are 20 apart (Linux "
         "`REMOTE_DISTANCE`).",
+    )
+    swap_bytes: Annotated[int, size(0, 256 * GIB)] = Field(
+        default=0,
+        description="Size of its swap area, on an SSD, without readahead (`vm.page_cluster` 0); a multiple of the "
+        "4 KiB page, 0: none.",
     )
     sysctl: SysctlConfig = Field(default=SysctlConfig(), description="Kernel knobs.")
     processes: tuple[ProcessConfig, ...] = Field(default=(), description="What runs on it.")

@@ -115,6 +115,18 @@ class PageStore:
         self.free(dpa[self.holds(dpa)])
         if len(dpa) > self.room_pages:
             raise InvariantError(f"{len(dpa)} pages to store, but only {self.room_pages} surely fit")
+        self._put(dpa, source, index, version, literal)
+
+    def _put(
+        self,
+        dpa: np.ndarray,
+        source: np.ndarray,
+        index: np.ndarray,
+        version: np.ndarray,
+        literal: np.ndarray,
+    ) -> None:
+        """Pages that hold nothing, and for which there is room."""
+        is_literal = source == LITERAL
         keep = is_literal | self.keep_bytes
         if self._granules is None:
             body = np.cumsum(is_literal) - 1
@@ -125,6 +137,42 @@ class PageStore:
         self._state[dpa] = np.where(keep, _KEPT, _DESCRIBED)
         self._source[dpa], self._index[dpa], self._version[dpa] = source, index, version
         self.stored_pages += len(dpa)
+
+    def store_what_fits(
+        self,
+        dpa: np.ndarray,
+        source: np.ndarray,
+        index: np.ndarray,
+        version: np.ndarray,
+        literal: np.ndarray,
+    ) -> np.ndarray:
+        """`store` by somebody without a promise: which rows found no room, bool. What those pages held before is
+        gone nevertheless, for they were overwritten. Each page comes once; first all give back what they had, then
+        they come in the order of the rows until no further page would surely fit.
+        """
+        self.free(dpa[self.holds(dpa)])
+        refused = np.zeros(len(dpa), dtype=bool)
+        bodies = np.concatenate([[0], np.cumsum(source == LITERAL)])
+        at = 0
+        while at < len(dpa) and self.room_pages:
+            end = at + self._fitting(source[at:], index[at:], version[at:])
+            rows = slice(at, end)
+            self._put(dpa[rows], source[rows], index[rows], version[rows], literal[bodies[at] : bodies[end]])
+            at = end
+        refused[at:] = True
+        return refused
+
+    def _fitting(self, source: np.ndarray, index: np.ndarray, version: np.ndarray) -> int:
+        """How many rows from the first on fit, one after the other, each while a page surely does; at least one. Of
+        rows whose size is known only when they are compressed, as many as surely fit.
+        """
+        if len(source) <= self.room_pages:
+            return len(source)
+        if self._granules is None or self.engine is None or self.keep_bytes or (source == LITERAL).any():
+            return self.room_pages
+        _, granules = self.engine.measure(self.content, source, index, version)
+        before = np.concatenate([[0], np.cumsum(granules[:-1])])
+        return int(np.count_nonzero(self._granules.free - before >= self.engine.granules_max))
 
     def _store_one_by_one(self, dpa: np.ndarray, *rest: np.ndarray) -> None:
         """A batch in which a page occurs twice: the later row overwrites the earlier."""

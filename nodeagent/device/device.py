@@ -15,6 +15,7 @@ import numpy as np
 
 from privmem.nodeagent.content import ContentTable
 from privmem.nodeagent.device.backing import PageStore
+from privmem.nodeagent.device.capacity import CapacityControl
 from privmem.nodeagent.device.compression import COUNTS, CompressionEngine
 from privmem.nodeagent.device.credits import Credits, is_limited
 from privmem.nodeagent.device.extents import ExtentAllocator
@@ -32,6 +33,7 @@ from privmem.scheduler.messages import (
     LoadPages,
     Message,
     PagesLoaded,
+    PagesRefused,
     PagesStored,
     ReleaseExtent,
     Sample,
@@ -58,6 +60,8 @@ class Device:
     stores          whether it keeps the content of pages;  content  table of sources, see content.py
     scheduler       who hears of extents;  sample_every  epochs from one sample to the next, default 1
     keep_bytes      keep the bytes of described pages as well, default no
+    thresholds      [low_bytes, high_bytes] of free memory, where its one host has a service that listens to reports
+                    and needs no promise, see capacity.py
     """
 
     def __init__(self, spec: dict[str, Any], resources: dict[str, np.ndarray]) -> None:
@@ -75,8 +79,12 @@ class Device:
             content = ContentTable(spec["content"], resources)
             numbers = (spec["capacity_pages"], spec["physical_bytes"])
             self.store = PageStore(*numbers, content, engine, spec.get("keep_bytes", False))
+        self.control: CapacityControl | None = None
+        if self.store is not None and spec.get("thresholds"):
+            self.control = CapacityControl(spec["thresholds"], spec["physical_bytes"], spec["capacity_pages"])
+        promises = is_limited(spec) and self.control is None
         self.credits = Credits(
-            self.hosts if self.store else [], spec["physical_bytes"] // PAGE_SIZE, is_limited(spec)
+            self.hosts if self.store else [], spec["physical_bytes"] // PAGE_SIZE, promises
         )
         #: Extents to grant and to take back, in the order of time: [time_ns, sender, seq, kind, host, nid, start,
         #: pages].
@@ -103,7 +111,7 @@ class Device:
         while self.queue and self.queue[0][0] <= clock.horizon_ns:
             self._move_extent(self.queue.pop(0))
         closes = clock.horizon_ns >= clock.end_ns and self.closed_epoch < clock.epoch
-        if self.store is not None:
+        if self.store is not None and self.control is None:
             self.credits.share_out(self.store.room_pages)
             at_ns = clock.end_ns if closes or not inbox else inbox[-1].time_ns
             for host, count, promise in self.credits.due(with_grown=closes):
@@ -198,8 +206,14 @@ class Device:
 
     def _store(self, message: Message, body: StorePages) -> None:
         store = self._of(message, body.dpa)
-        self.credits.take(message.sender, len(body.dpa))
-        store.store(body.dpa, body.source, body.index, body.version, body.literal)
+        columns = (body.dpa, body.source, body.index, body.version, body.literal)
+        if self.control is not None:
+            refused = self.control.store(store, *columns)
+            if len(refused):
+                self.mail.send(message.sender, message.time_ns, PagesRefused(refused))
+        else:
+            self.credits.take(message.sender, len(body.dpa))
+            store.store(*columns)
         self.pages_stored += len(body.dpa)
         for column in (body.source, body.index, body.version, body.literal):
             self.inbox_crc = zlib.crc32(column.tobytes(), self.inbox_crc)
@@ -226,6 +240,10 @@ class Device:
             )
             for host in self.hosts:
                 self.mail.send(host, clock.end_ns, report)
+        if self.control is not None and self.store is not None:
+            told = self.control.report(self.spec["device"], clock.epoch, self.store)
+            if told is not None:
+                self.mail.send(self.hosts[0], clock.end_ns, told)
         if (clock.epoch + 1) % self.spec.get("sample_every", 1) == 0:
             when = {"epoch": clock.epoch, "time_ns": clock.end_ns, "device": self.spec["device"]}
             self.mail.send(RESULTS, clock.end_ns, Sample("device", [when | self._numbers()]))
@@ -257,7 +275,8 @@ class Device:
             "read_ns": self.latencies_ns[0],
             "write_ns": self.latencies_ns[1],
         }
-        return numbers | (engine.counts if engine else dict.fromkeys(COUNTS, 0))
+        controlled = self.control.counters() if self.control else {}
+        return numbers | controlled | (engine.counts if engine else dict.fromkeys(COUNTS, 0))
 
     # -- state
 
@@ -273,6 +292,7 @@ class Device:
             "extents": self.extents.snapshot(),
             "credits": self.credits.snapshot(),
             "store": self.store.snapshot() if self.store else None,
+            **({"control": self.control.snapshot()} if self.control else {}),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -287,6 +307,8 @@ class Device:
         self._owned = {}
         if self.store is not None:
             self.store.restore(snapshot["store"])
+        if self.control is not None:
+            self.control.restore(snapshot["control"])
 
     def counters(self) -> dict[str, int]:
         """What moves whenever the device does something."""

@@ -26,6 +26,8 @@ ACCESS_BYTES = 64
 COPY_LINES_IN_FLIGHT = 10
 #: A page for a message: taken, and given back when it is sent.
 NETBUF_NS = 300
+#: SIGBUS to a process that handles it: the machine check, the signal, munmap and mmap of the page.
+SIGBUS_NS = 20_000
 #: Pause before a store to a fenced page is tried again when no memory could be had for its promotion.
 FENCE_RETRY_NS = 100_000
 #: A 4 KiB page from and to a swap area on an NVMe SSD (Intel SSD DC P4610, product brief: read 77 us, write

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from privmem.nodeagent.host import far_memory, literal, numa_balancing, oom, pool_return
+from privmem.nodeagent.host import far_memory, literal, numa_balancing, oom, pool_return, swap
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.costs import ACCESS_BYTES
+from privmem.nodeagent.host.cram import control, in_place
 from privmem.nodeagent.host.cram.registration import adopt_devices
 from privmem.nodeagent.host.memory import NUMASTAT, Memory, Node, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.page_alloc import NeedsExtent
@@ -27,6 +28,7 @@ from privmem.nodeagent.host.task import Task, set_boot_policy
 from privmem.scheduler.errors import ProtocolError
 from privmem.scheduler.messages import (
     RESULTS,
+    CapacityReport,
     DeviceReport,
     EpochBegin,
     ExtentGranted,
@@ -34,6 +36,7 @@ from privmem.scheduler.messages import (
     ExtentUse,
     Message,
     PagesLoaded,
+    PagesRefused,
     PagesStored,
     ReclaimAnswered,
     ReclaimExtent,
@@ -78,9 +81,11 @@ class Host:
             self.memory.story = Story(self.memory, events_max=story_events)
         #: Content sources of programs whose pages travel byte for byte; none without such a program.
         self.memory.literal.take_sources(spec.get("content", []), resources or {})
-        self.memory.content_phases = dict(spec.get("content_phases", []))
+        self.memory.page_table.content_phases = dict(spec.get("content_phases", []))
         self._node_of_device = {n.spec.device: n for n in self.memory.nodes.values()}
         adopt_devices(self.memory)
+        if spec.get("swap_pages"):
+            swap.swapon(self.memory, spec["swap_pages"])
         self.programs: list[Program] = []
         for entry, stream in zip(spec["programs"], streams, strict=True):
             fields = dict(entry)
@@ -111,8 +116,7 @@ class Host:
             self._refresh_costs()
             if self._run(clock):
                 self._end_epoch(clock)
-        for device, body in self.memory.outgoing.take():
-            self.mail.send(device, self.memory.now_ns, body)
+        self._send_outgoing()
         reached = self.memory.now_ns if self.waiting_nid >= 0 else clock.end_ns
         return Outbox(self.mail.take(), reached, finished=all(p.ended for p in self.programs))
 
@@ -150,6 +154,10 @@ class Host:
             case DeviceReport():
                 node = self._node_of_device[message.sender]
                 node.device_ns = [body.read_ns, body.write_ns]
+            case CapacityReport():
+                control.hear(self.memory, self._node_of_device[message.sender], body)
+            case PagesRefused():
+                self._lose(self._node_of_device[message.sender], body.dpa)
             case _:
                 raise ProtocolError(f"{self.name} cannot handle {type(body).__name__} from {message.sender}")
 
@@ -194,10 +202,24 @@ class Host:
             run_kswapd(memory, memory.nodes[nodes[turn]], until - self.slice_start_ns)
             return
         self._acts("the kernel")
+        if memory.cram.nodes:
+            control.work(memory, self.slice_start_ns, until, self._kill_on)
         for program in self.programs:
             if not program.ended:
                 numa_balancing.scan(memory, program.task, memory.numa_balancing)
         far_memory.sample(memory)
+
+    def _kill_on(self, nid: int) -> bool:
+        """Somebody with pages on a node dies, for its balloon cannot get its size (F1)."""
+        return oom.kill_largest(self.memory, self.programs, on_nid=nid)
+
+    def _lose(self, node: Node, dpa: np.ndarray) -> None:
+        """Rows of `lost_pages`, as in pool_return."""
+        for time_ns, nid, at, slot, version in control.lose(self.memory, node, dpa):
+            for program in self.programs:
+                if program.slot <= slot < program.slot + program.stream.nr_pages:
+                    page = slot - program.slot
+                    self.lost_pages.append([time_ns, nid, at, program.spec.name, page, version])
 
     def _acts(self, who: str) -> None:
         """For the story of pages."""
@@ -225,6 +247,9 @@ class Host:
     def _end_epoch(self, clock: Clock) -> None:
         memory = self.memory
         memory.now_ns = clock.end_ns
+        if in_place.uncontrolled(memory):
+            self._send_outgoing()  # pages that came in this epoch, before what was written to them there
+            in_place.send_written(memory)
         accessed = memory.nr_accesses - self.seen_accesses
         self.seen_accesses = memory.nr_accesses.copy()
         for nid, node in memory.nodes.items():
@@ -260,10 +285,13 @@ class Host:
 
     def _send_release(self, node: Node, extents: list[tuple[int, int]]) -> None:
         """What the pages did before goes first."""
-        for device, body in self.memory.outgoing.take():
-            self.mail.send(device, self.memory.now_ns, body)
+        self._send_outgoing()
         for start, nr_pages in extents:
             self.mail.send(node.spec.device, self.memory.now_ns, ReleaseExtent(node.nid, start, nr_pages))
+
+    def _send_outgoing(self) -> None:
+        for device, body in self.memory.outgoing.take():
+            self.mail.send(device, self.memory.now_ns, body)
 
     def _give_back(self, node: Node, asked: ReclaimExtent) -> None:
         """The pool wants extents back; afterwards the host asks for none until it may again."""
@@ -287,6 +315,14 @@ class Host:
         rows = [when | {"nid": nid} | self._node_numbers(node) for nid, node in self.memory.nodes.items()]
         self.mail.send(RESULTS, clock.end_ns, Sample("host", [when | events | self.memory.vmstat.count]))
         self.mail.send(RESULTS, clock.end_ns, Sample("host_node", rows))
+        controlled = [cram for cram in self.memory.cram.nodes.values() if cram.controlled]
+        if controlled:
+            service = str(self.memory.cram.generation)
+            rows = [
+                when | {"nid": cram.nid, "service": service} | control.sample(self.memory, cram)
+                for cram in controlled
+            ]
+            self.mail.send(RESULTS, clock.end_ns, Sample("cram", rows))
 
     def _node_numbers(self, node: Node) -> dict[str, int]:
         inactive_anon, active_anon, inactive_file, active_file = self.memory.lru_sizes(node.nid)
@@ -363,6 +399,12 @@ class Host:
                 "cpus": list(place.cpus),
                 "extents": len(node.extents),
             }
+            cram = self.memory.cram.nodes.get(nid)
+            if cram is not None and cram.controlled:
+                nodes[nid]["service"] = control.sample(self.memory, cram) | {
+                    "generation": str(self.memory.cram.generation),
+                    "write_control": node.fenced,
+                }
         programs = {
             p.spec.name: {
                 "accesses": p.accesses_done,

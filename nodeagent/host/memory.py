@@ -69,6 +69,8 @@ class NodeSpec:
     link_bandwidth: int = 0
     request_pages: int = 0  # what the host asks a pool for at once; 0 for one extent
     report_use: bool = False  # the pool hears how often its memory is accessed
+    service: str = ""  # generation of the compressed RAM service that its device reports to; none: it is leased
+    nominal_ratio: int = 0  # thousandths of what a compressed device shows against what it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +219,6 @@ class Memory:
         self.nr_accesses = np.zeros((MAX_NUMNODES, 2), dtype=np.int64)
         self.block_caches = BlockCaches(specs)
         self.outgoing, self.literal = Outgoing(), LiteralPages()
-        #: Source of contents that have phases -> when those begin. No state: the configuration's.
-        self.content_phases: dict[int, list[int]] = {}
         self.kernel_pages = KernelPages()
         #: Who wants to hear what happens to pages (story.py).
         self.story: Story | None = None

@@ -189,13 +189,18 @@ def select_victim(memory: Memory, tasks: Sequence[Task], control: OomControl) ->
     return chosen
 
 
-def kill_largest(memory: Memory, programs: list[Program]) -> None:
-    """`out_of_memory` for the programs of a host: the victim's memory is free at once."""
+def kill_largest(memory: Memory, programs: list[Program], on_nid: int = -1) -> bool:
+    """`out_of_memory` for the programs of a host: the victim's memory is free at once. With `on_nid` only those
+    that have pages on a node; false when there is none.
+    """
     alive = [p for p in programs if not p.killed and (not p.ended or task_pages(memory, p.task))]
+    alive = [p for p in alive if on_nid < 0 or has_pages_on(memory, p.task, on_nid)]
+    if not alive:
+        return False
     alive.sort(key=lambda p: p.spec.pid)
-    failed = memory.failed
+    failed = memory.failed if on_nid < 0 else None
     asker = next((p for p in alive if failed is not None and p.spec.pid == failed.owner), alive[0])
-    control = constrained_alloc(memory, failed, asker.task.mems_allowed)
+    control = constrained_alloc(memory, failed, asker.task.mems_allowed) if on_nid < 0 else OomControl()
     task = select_victim(memory, [p.task for p in alive], control) or asker.task
     victim = next(p for p in alive if p.task is task)
     tell(memory, task, control)
@@ -204,3 +209,4 @@ def kill_largest(memory: Memory, programs: list[Program]) -> None:
     victim.release(memory)
     victim.ended = victim.killed = True
     memory.vmstat.add("oom_kill")
+    return True

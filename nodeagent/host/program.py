@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from privmem.nodeagent.host._access_kernel import run_accesses
+from privmem.nodeagent.host.costs import SIGBUS_NS
 from privmem.nodeagent.host.device_calls import make_calls
-from privmem.nodeagent.host.fault import handle_fault, unmap_range
+from privmem.nodeagent.host.fault import FAULT_SIGBUS, handle_fault, unmap_range
 from privmem.nodeagent.host.layout import STOP_BUDGET, STOP_END
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.mm import Vma
@@ -54,6 +55,7 @@ class ProgramSpec:
     source: int  # content of its pages, see `nodeagent/content.py`
     start_ns: int = 0  # when it begins
     stop_ns: int = 0  # when it exits, whatever is left to do, and its memory is free; 0 for never
+    recovers: bool = False  # whether it handles SIGBUS: it maps a new page there and goes on; else it is killed
     calls: dict[str, Any] | None = None  # what it asks of drivers between accesses, see device_calls.py
 
 
@@ -146,12 +148,26 @@ class Program:
             memory.out_of_memory = True
             self._pass(memory.take_charge())
             return
+        if took == FAULT_SIGBUS:
+            self._sigbus(memory, self.slot + (access >> 1))
+            return
         if took < 0:
             raise InvariantError(
                 f"{self.spec.name}: an access to page {access >> 1} fails with errno {-took}"
             )
         self.fault_ns += took
         self._pass(took)
+
+    def _sigbus(self, memory: Memory, slot: int) -> None:
+        """The page is lost: `kill_me_maybe`, or the handler maps a new one and the access is made again."""
+        memory.vmstat.add("sigbus")
+        if not self.spec.recovers:
+            self.exit(memory)
+            self.killed = True
+            return
+        memory.high_order.poison_slots.pop(slot)
+        self.fault_ns += SIGBUS_NS
+        self._pass(SIGBUS_NS)
 
     def _pass(self, thread_ns: int) -> None:
         """Let time pass: with several threads, each ns of one thread is a fraction of the program's."""

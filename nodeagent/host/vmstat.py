@@ -76,6 +76,9 @@ EVENTS = (
     "balloon_migrate",
     "pgcontig_reclaim",  # occupants that a contiguous range of a withdrawn node sent to swap (F1's name)
     "cram_oom",  # ours: processes killed because a balloon could not converge (F1)
+    "cram_written_in_place",  # ours: pages of a node without write control that went to its device again
+    "cram_refused_accepted",  # ours: of those, pages that the device then had no room for: lost
+    "sigbus",  # ours: accesses to pages that are lost
     "cram_hot_dropped",  # ours: reports of hot pages that found the ring full
     "literal_sent",  # ours: pages whose bytes went to a device
     "literal_returned",  # ours: pages whose bytes came back from one, checked

@@ -18,10 +18,10 @@ def advance(memory: Memory, pfns: np.ndarray, dirty: np.ndarray) -> None:
     versions = memory.frames.version
     before = versions[pfns]
     versions[pfns] += dirty
-    if not memory.content_phases or not dirty.any():
+    if not memory.page_table.content_phases or not dirty.any():
         return
     source, _ = literal.described(memory, pfns)
-    for number, starts_ns in memory.content_phases.items():
+    for number, starts_ns in memory.page_table.content_phases.items():
         at = np.flatnonzero((source == number) & (dirty != 0))
         phase = sum(start_ns <= memory.now_ns for start_ns in starts_ns)
         versions[pfns[at]] = version_after(before[at], phase)

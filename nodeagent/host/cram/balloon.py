@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from privmem.nodeagent.host import contig
-from privmem.nodeagent.host.blocks import free_block, mark_block
+from privmem.nodeagent.host.blocks import free_unused_block, mark_block
 from privmem.nodeagent.host.cram.gate import apply_gate
 from privmem.nodeagent.host.cram.service import CramNode, Generation
 from privmem.nodeagent.host.cram.trim import trim
@@ -53,13 +53,18 @@ def converge(memory: Memory, cram: CramNode, kill: Kill | None = None) -> int:
         gained = converge_round(memory, cram, kill)
         if not gained and (cram.stalled_rounds > STALLED_ROUNDS_MAX or not _insists(memory, cram)):
             break
+    finish(memory, cram)
+    if not settled(memory, cram) and not _insists(memory, cram):
+        cram.stalled_rounds = stalled_before
+    return rounds
+
+
+def finish(memory: Memory, cram: CramNode) -> None:
+    """Rounds are over for now: a balloon that has its size keeps nothing out."""
     if settled(memory, cram):
         cram.stalled_rounds = 0
         cram.gate.converge_block = False
         apply_gate(memory, cram)
-    elif not _insists(memory, cram):
-        cram.stalled_rounds = stalled_before
-    return rounds
 
 
 def settled(memory: Memory, cram: CramNode) -> bool:
@@ -107,7 +112,7 @@ def _keep(memory: Memory, node: Node, cram: CramNode, first: int, nr_pages: int)
 
 def _let_go(memory: Memory, node: Node, first: int, nr_pages: int) -> None:
     """Frames of the balloon are memory again."""
-    free_block(memory, first, nr_pages)
+    free_unused_block(memory, first, nr_pages)
     _count_out(memory, node, nr_pages)
 
 
@@ -272,7 +277,7 @@ def migrate_page(memory: Memory, pfn: int, target_nid: int, locked: bool = False
     new = node.buddy.alloc(0)
     mark_block(memory, AllocContext((node.nid,), Reason.CONTIG), new, 1, PG_HELD)
     cram.balloon.append((new, 1))
-    free_block(memory, pfn, 1)
+    free_unused_block(memory, pfn, 1)
     memory.vmstat.add("balloon_migrate")
     return 0
 

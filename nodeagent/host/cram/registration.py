@@ -97,15 +97,27 @@ def cram_unregister(plug: Hotplug, nid: int, ranges: list[tuple[int, int]] | Non
 
 
 def adopt_devices(memory: Memory) -> None:
-    """The compressed nodes of a host in a run, which its configuration claimed and put online: under F3, where
-    nothing else may place pages, the service takes them as they are. Their space is leased (messages.PagesStored),
-    so that they never need a balloon.
+    """The compressed nodes of a host in a run, which its configuration claimed and put online. Those whose device
+    reports (`NodeSpec.service`, control.py) are registered as they are, with whatever features: the run may want to
+    see what becomes of a node without write control. Of the others, whose space is leased (messages.PagesStored) so
+    that they never need a balloon, F3 takes the fenced ones, for nothing else may place pages there.
     """
     service = memory.cram
-    if service.generation is not Generation.F3:
-        return
+    named = [node.spec.service for node in memory.nodes.values() if node.spec.service]
+    if named:
+        service.generation = Generation(named[0])
     for nid, node in memory.nodes.items():
         place = memory.topology.node(nid)
-        if node.spec.compressed and place.private and node.fenced:
-            ranges = [(0, node.spec.span_pages)]
-            service.nodes[nid] = CramNode(nid, node.spec.device, place.features, ranges)
+        leased = (
+            service.generation is Generation.F3 and node.spec.compressed and place.private and node.fenced
+        )
+        if not node.spec.service and not leased:
+            continue
+        ranges = [(0, node.spec.span_pages)]
+        cram = CramNode(nid, node.spec.device, place.features, ranges)
+        if node.spec.service:
+            cram.nominal_ratio = cram.real_ratio = node.spec.nominal_ratio
+            cram.controlled = True
+        service.nodes[nid] = cram
+    if named:
+        memory.setup_tiers()

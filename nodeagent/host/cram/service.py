@@ -23,6 +23,8 @@ PRESSURE_FULL = 1000
 #: What the first generation's flush callback answers for a page that is freed: the device has forgotten it; the
 #: driver keeps it until the device has; there is no room to remember it. And that there is no callback.
 FLUSH_RESOLVED, FLUSH_DEFERRED, FLUSH_FULL, FLUSH_NONE = 0, 1, 2, -1
+#: What a node of a run is counted as being in (control.py).
+STATES = ("normal", "pressure", "closed", "refusing")
 
 
 class Generation(StrEnum):
@@ -111,6 +113,13 @@ class CramNode:
     media_fails: bool = False
     media_failing_s: int = 0
     offline_tries: int = 0
+    #: In a run whose device reports (control.py): that it does, memory that it uses by its last report, until when
+    #: the worker is busy, time in each of STATES, and pages that were written in place and sent again.
+    controlled: bool = False
+    device_used_bytes: int = 0
+    busy_until_ns: int = 0
+    state_ns: list[int] = field(default_factory=lambda: [0] * len(STATES))
+    written_in_place_pages: int = 0
 
     @property
     def total_pages(self) -> int:
