@@ -20,11 +20,9 @@ from privmem.nodeagent.host import (
     memcg,
     numa_balancing,
     oom,
-    pagetables,
     policy_calls,
     proc_files,
     syscalls,
-    thp,
 )
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.cgroups import Cgroup, Cgroups
@@ -36,6 +34,7 @@ from privmem.nodeagent.host.hotplug import Hotplug, possible_mask
 from privmem.nodeagent.host.layout import PG_HELD
 from privmem.nodeagent.host.memory import Memory, NodeSpec, NumaBalancing, Sysctl
 from privmem.nodeagent.host.memory_failure import Failure, memory_failure
+from privmem.nodeagent.host.node_counts import meminfo_pages
 from privmem.nodeagent.host.pagecache import MemObject
 from privmem.nodeagent.host.process import Process
 from privmem.nodeagent.host.reclaim import run_kswapd
@@ -355,20 +354,7 @@ class Kernel:
 
     def meminfo(self, nid: int) -> dict[str, int]:
         """/sys/devices/system/node/nodeN/meminfo, in kB."""
-        node = self.memory.nodes[nid]
-        inactive_anon, active_anon, inactive_file, active_file = self.memory.lru_sizes(nid)
-        pages = {
-            "MemTotal": node.usable_pages,
-            "MemFree": node.free_pages,
-            "MemUsed": node.usable_pages - node.free_pages,
-            "Active(anon)": active_anon,
-            "Inactive(anon)": inactive_anon,
-            "Active(file)": active_file,
-            "Inactive(file)": inactive_file,
-            "PageTables": pagetables.on_node(self.memory, nid),
-            "AnonHugePages": thp.anon_huge_pages_of(self.memory, nid),
-        }
-        return {name: kilobytes(value) for name, value in pages.items()}
+        return {name: kilobytes(value) for name, value in meminfo_pages(self.memory, nid).items()}
 
     def tiers(self) -> dict[int, int]:
         """/sys/devices/virtual/memory_tiering: tier number -> mask of its nodes."""

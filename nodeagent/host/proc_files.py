@@ -12,9 +12,7 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from privmem.nodeagent.host.layout import PG_UNEVICTABLE
+from privmem.nodeagent.host.node_counts import node_page_state
 from privmem.nodeagent.host.swap_area import swap_entries
 from privmem.scheduler import nodemask
 from privmem.scheduler.abi import PAGE_SHIFT
@@ -82,7 +80,8 @@ class ProcFiles:
         nodes = nodemask.nodes(self.kernel.memory.topology.memory)
         rows = [self.kernel.meminfo(nid) for nid in nodes]
         names = list(rows[0]) if rows else []
-        lines = [f"{name}: {sum(row[name] for row in rows)} kB" for name in names if name != "MemUsed"]
+        names = [name for name in names if name not in _OF_NODES_ONLY]
+        lines = [f"{name}: {sum(row[name] for row in rows)} kB" for name in names]
         return "\n".join(lines)
 
     def zoneinfo(self) -> str:
@@ -110,20 +109,9 @@ class ProcFiles:
         memory = self.kernel.memory
         if nid not in memory.nodes or isinstance(self.kernel.sysfs.read(_NUMASTAT.format(nid)), int):
             return -errno.ENOENT
-        inactive_anon, active_anon, inactive_file, active_file = memory.lru_sizes(nid)
-        node = memory.nodes[nid]
-        flags = memory.frames.flags[node.start_pfn : node.start_pfn + node.spec.span_pages]
-        counts = {
-            "nr_free_pages": node.free_pages,
-            "nr_inactive_anon": inactive_anon,
-            "nr_active_anon": active_anon,
-            "nr_inactive_file": inactive_file,
-            "nr_active_file": active_file,
-            "nr_unevictable": int(np.count_nonzero(flags & np.uint16(PG_UNEVICTABLE))),
-        }
         served = str(self.kernel.sysfs.read(_NUMASTAT.format(nid)))
-        lines = [f"{name} {count}" for name, count in counts.items()]
-        return "\n".join([*lines, served, f"nr_balloon_pages {node.balloon_pages}"])
+        lines = [f"{name} {count}" for name, count in node_page_state(memory, nid).items()]
+        return "\n".join([*lines, served, f"nr_balloon_pages {memory.nodes[nid].balloon_pages}"])
 
     # -- processes
 
@@ -186,6 +174,8 @@ class ProcFiles:
         return "\n".join(f"{name}: {value}" for name, value in rows.items())
 
 
+#: Lines of a node's meminfo that /proc/meminfo has not, at least not by this name.
+_OF_NODES_ONLY = ("MemUsed", "FilePages")
 _NUMASTAT = "/sys/devices/system/node/node{}/numastat"
 
 

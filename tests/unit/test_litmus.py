@@ -82,8 +82,9 @@ def test_what_patterns_say(line, words, message):
         ({"P": 4}, {"P": "> 0"}, True), ([], "none", True), (["D0"], "D0", True), (["D0", "P"], ("D0", "P"), True),
         (["D0"], ("D0", "P"), False), (None, "none", True), ("bind P", "bind P", True), ("abc", "a...c", True),
         ("abd", "a...c", False), (3, {"any of": (2, 3)}, True), (4, {"any of": (2, 3)}, False), (0, 0, True),
-        (["D0", "P"], "D0,P", True), (["D0", "P"], "D0, P", True), (["P", "D0"], "D0,P", False), ("D0,P", ("D0", "P"), True),
-        (["P", "Q", "D0"], "P,...", True), (["P", "D0"], "...Q...", False), (["D0"], "D0,P", False),
+        (["D0", "P"], "D0,P", True), (["D0", "P"], "D0, P", True), (["P", "D0"], "D0,P", False),
+        ("D0,P", ("D0", "P"), True), (["P", "Q", "D0"], "P,...", True), (["P", "D0"], "...Q...", False),
+        (["D0"], "D0,P", False),
     ],
 )  # fmt: skip
 def test_agreement(got, wanted, holds):
