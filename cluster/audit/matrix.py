@@ -80,11 +80,17 @@ def audit_cell(machine: AuditMachine, design: str, activity: Activity) -> Cell:
         balancing=activity.balancing,
     )
     scene.settle()
+    judge(scene, activity, cell)
+    return cell
+
+
+def judge(scene: Scene, activity: Activity, cell: Cell) -> None:
+    """Run an activity in a settled scene, and count what landed and what left without being invited."""
     try:
         activity.run(scene, cell.notes)
     except NotRunnable as reason:
         cell.not_run = str(reason)
-        return cell
+        return
     except OSError as failure:
         cell.notes.append(errno.errorcode.get(failure.errno or 0, str(failure)))
     except Signalled as end:
@@ -107,7 +113,6 @@ def audit_cell(machine: AuditMachine, design: str, activity: Activity) -> Cell:
         if (came or went) and not cell.trip:
             cell.trip = _trip(scene, min(came or went), bool(came))
     scene.kernel.validate()
-    return cell
 
 
 def _trip(scene: Scene, pfn: int, came: bool) -> list[str]:

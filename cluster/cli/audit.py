@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 from privmem.cluster.audit import AuditMachine, Cell, audit, machine_of
+from privmem.cluster.audit.activities import ACTIVITIES
+from privmem.cluster.audit.under_load import audit_under_load
+from privmem.cluster.cli import add_plugin_argument
+from privmem.cluster.cli.audit_load import print_under_load
 from privmem.cluster.config import load_config
 from privmem.cluster.config.tree import Unreadable, read_yaml
 from privmem.cluster.errors import ConfigError
@@ -29,15 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--open", default="", metavar="TEXT", help="print the trip of a leaked page of these activities"
     )
     parser.add_argument("--json", action="store_true", help="print the cells as JSON")
+    parser.add_argument(
+        "--load", action="store_true", help="audit the configuration's run in its midst, and compare"
+    )
+    add_plugin_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """0; leaks are findings, not failures."""
+    """0; leaks are findings, not failures. With --load 1 where a cell leaks that does not on the idle machine."""
     try:
         designs = [design.name for design in select_designs(args.design)]
     except KeyError as error:
         raise ConfigError(f"--design: {error.args[0]}") from None
-    cells = audit(_machine(Path(args.config)), designs, args.text or args.open)
+    if args.load:
+        return _run_under_load(args, designs)
+    cells = audit(_machine(Path(args.config), args.plugins), designs, args.text or args.open)
     if not cells:
         raise ConfigError(f"no activity's name holds {args.text or args.open!r}")
     if args.json:
@@ -50,7 +60,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _machine(path: Path) -> AuditMachine:
+def _run_under_load(args: argparse.Namespace, designs: list[str]) -> int:
+    only = args.text or args.open
+    if not any(only in activity.name for activity in ACTIVITIES):
+        raise ConfigError(f"no activity's name holds {only!r}")
+    audits = audit_under_load(
+        lambda design: load_config(args.config, design=design, plugins=args.plugins), designs, only
+    )
+    if args.json:
+        json.dump([each.plain() for each in audits], sys.stdout, indent=2)
+        print()
+    elif args.open:
+        _print_trips([cell.loaded for each in audits for cell in each.cells])
+    else:
+        print_under_load(audits)
+    return int(any(cell.opened for each in audits for cell in each.cells))
+
+
+def _machine(path: Path, plugins: list[Path]) -> AuditMachine:
     """The first host of a configuration, or a litmus machine (a mapping with `nodes`)."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -58,7 +85,7 @@ def _machine(path: Path) -> AuditMachine:
     except (OSError, UnicodeDecodeError, Unreadable):
         tree = None
     if tree is None or not isinstance(tree.value, dict) or "nodes" not in tree.value:
-        return machine_of(load_config(path))
+        return machine_of(load_config(path, plugins=plugins))
     reader = Reader()
     machine = reader.read(tree)
     if machine is None:

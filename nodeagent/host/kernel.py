@@ -90,7 +90,30 @@ class Kernel:
         knobs = sysctl or Sysctl(NumaBalancing(mode=0), demotion_enabled=False)
         topology = HostTopology(tuple(_at_boot(n) for n in self.boot.values()), distances)
         specs = [_backing(node) for node in self.boot.values()]
-        self.memory = Memory(topology, specs, knobs, design)
+        self._run_on(Memory(topology, specs, knobs, design), cgroup_v1)
+        for node in self.boot.values():
+            if node.private and node.online:
+                self._boot_private(node)
+        apply_command_line(self, cmdline)
+        self.memory_changed()
+
+    @classmethod
+    def over(cls, memory: Memory, nodes: Iterable[NodeBoot], first_pid: int) -> Kernel:
+        """A kernel over memory that is in use already, that of a host in a run: its private nodes are claimed with
+        the features that they have, its processes begin with `first_pid`.
+        """
+        kernel = cls.__new__(cls)
+        kernel.boot = {node.nid: node for node in nodes}
+        kernel._run_on(memory, cgroup_v1=False)
+        kernel._next_pid = first_pid
+        for nid in nodemask.nodes(memory.topology.private):
+            features = memory.topology.node(nid).features
+            kernel.hotplug.claims[nid] = Claim(driver_name(nid), features)
+        return kernel
+
+    def _run_on(self, memory: Memory, cgroup_v1: bool) -> None:
+        """All that a kernel has beside its memory, with nothing running yet."""
+        self.memory = memory
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []
         self.hotplug = Hotplug(self.memory, self.log)
@@ -109,11 +132,6 @@ class Kernel:
         self.cgroup_tree = Cgroups(self.memory, self.processes, cgroup_v1)
         self.cgroups = self.cgroup_tree.groups
         self._memory_before = self.memory.topology.memory
-        for node in self.boot.values():
-            if node.private and node.online:
-                self._boot_private(node)
-        apply_command_line(self, cmdline)
-        self.memory_changed()
 
     def _boot_private(self, node: NodeBoot) -> None:
         claim = Claim(driver_name(node.nid), self.design.grant(node.wish))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privmem.nodeagent.host import huge_split, hugetlb, hugetlb_map, swap_cache
+from privmem.nodeagent.host import huge_split, hugetlb, hugetlb_map, literal, swap_cache
 from privmem.nodeagent.host.fault import remove_mapping
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import (
@@ -88,6 +88,7 @@ def memory_failure(memory: Memory, pfn: int, owner: str = "") -> Failure:
     if flags & PG_SWAPCACHE:  # what was written to swap before is still there for who has it there
         swap_cache.drop_from_cache(memory, pfn)
     memory.lru_del(pfn)
+    _lose_content(memory, pfn)
     _hold(memory, pfn)
     return Failure(0, ANON, users, told)
 
@@ -112,6 +113,14 @@ def _unmap(memory: Memory, pfn: int, lost: bool) -> tuple[int, ...]:
     return tuple(sorted({memory.page_table.find(slot).mm_id for slot in slots}))
 
 
+def _lose_content(memory: Memory, pfn: int) -> None:
+    """What the frame held is gone; a device that stores it need not any more."""
+    literal.released(memory, np.array([pfn]))
+    node = memory.nodes[memory.frames.nid_of(pfn)]
+    if node.spec.stores:
+        memory.outgoing.free(node.spec.device, np.array([pfn - node.start_pfn]))
+
+
 def _hold(memory: Memory, pfn: int) -> None:
     """`SetPageHWPoison`: the frame is nobody's, and never free again."""
     frames = memory.frames
@@ -127,6 +136,7 @@ def _fail_object(memory: Memory, pfn: int, told: str, written: bool) -> Failure:
     in_file = bool(frames.flags[pfn] & PG_FILE)
     users = _unmap(memory, pfn, lost=in_file and written)
     memory.lru_del(pfn)
+    _lose_content(memory, pfn)
     if in_file:
         holder = memory.page_cache.of(int(frames.object_id[pfn]))
         del holder.pages[int(frames.object_index[pfn])]

@@ -1,0 +1,76 @@
+"""privmem audit CONFIG --load: the matrix on a machine that is at work, beside the idle one."""
+
+from __future__ import annotations
+
+from privmem.cluster.audit.under_load import LoadedAudit, LoadedCell
+
+#: Marks of a cell that is not as on the idle machine: it leaks though that does not; it leaks more, or less.
+OPENED, MORE, FEWER = "!", "^", "~"
+
+
+def print_under_load(audits: list[LoadedAudit]) -> None:
+    """The matrix, where it differs from the idle machine's, and what the run itself did."""
+    _print_matrix(audits)
+    _print_differences(audits)
+    _print_watched(audits)
+
+
+def _print_matrix(audits: list[LoadedAudit]) -> None:
+    """Activities by designs: pages that landed on a private node, or left one, uninvited, under load."""
+    names = [cell.loaded.activity for cell in audits[0].cells]
+    rows = [[name, *(_text(audit.cells[n]) for audit in audits)] for n, name in enumerate(names)]
+    _print_table([["", *(audit.design for audit in audits)], *rows])
+
+
+def _text(cell: LoadedCell) -> str:
+    return f"{cell.loaded.text()} {_mark(cell)}".rstrip()
+
+
+def _mark(cell: LoadedCell) -> str:
+    if cell.opened:
+        return OPENED
+    return MORE if cell.more else FEWER if cell.fewer else ""
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_differences(audits: list[LoadedAudit]) -> None:
+    cells = [(audit.design, cell) for audit in audits for cell in audit.cells]
+    other = [(design, cell) for design, cell in cells if _mark(cell)]
+    opened = sum(cell.opened for _, cell in cells)
+    print(
+        f"\n{len(cells) - len(other)} of {len(cells)} cells leak as on the idle machine, {opened} only under load"
+    )
+    for design, cell in other:
+        parts = [f"{kind} under load only" for kind in cell.more]
+        parts += [f"{kind} on the idle machine only" for kind in cell.fewer]
+        print(f"{_mark(cell)} {cell.loaded.activity} [{design}]: {', '.join(parts)}")
+    crowded = sorted({kind for _, cell in cells for kind in cell.crowded})
+    if crowded:
+        print(f"without room for an application of their owner in some rows: {', '.join(crowded)}")
+
+
+def _print_watched(audits: list[LoadedAudit]) -> None:
+    """What the workloads and the kernel's threads put onto private nodes in the course of the run."""
+    print("\npages that the run itself put onto private nodes (invited / uninvited / moved off uninvited)")
+    kinds = sorted({(row.nid, row.reason) for audit in audits for row in audit.seen})
+    table = [["node, reason", *(audit.design for audit in audits)]]
+    for nid, reason in kinds:
+        cells = []
+        for audit in audits:
+            rows = [row for row in audit.seen if (row.nid, row.reason) == (nid, reason)]
+            counts = (sum(getattr(row, name) for row in rows) for name in ("invited", "uninvited", "left"))
+            cells.append(" / ".join(str(count) for count in counts))
+        table.append([f"{nid}, {reason}", *cells])
+    for title, name in (
+        ("leaks by the design's own word", "pgleak"),
+        ("killed for want of memory", "killed"),
+        ("epochs with all pages accounted for", "epochs"),
+        ("the same after activities", "after"),
+    ):
+        table.append([title, *(str(getattr(audit, name)) for audit in audits)])
+    _print_table(table)
