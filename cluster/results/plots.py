@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from privmem.cluster.results import pool_plots
 from privmem.cluster.results.figures import (
     DASHES,
     PALETTE,
@@ -74,6 +75,8 @@ class Material:
     nodes: dict[str, dict[int, Track]]
     devices: dict[str, Track]
     grants: dict[str, dict[str, Track]]
+    #: Device -> host -> the scheduler's samples.
+    asked: dict[str, dict[str, Track]]
     #: "host", nid -> class of the device behind it; name -> class; names of private nodes.
     node_class: dict[tuple[str, int], str]
     device_class: dict[str, str]
@@ -93,11 +96,15 @@ class Material:
             nodes.setdefault(host, {})[nid] = track
         device_class = {name: str(d.get("class", "?")) for name, d in summary.get("devices", {}).items()}
         node_class, private = _nodes(summary, device_class)
+        asked: dict[str, dict[str, Track]] = {}
+        for (device, host), track in tracks_of(tables["scheduler"], ("device", "host")).items():
+            asked.setdefault(device, {})[host] = track
         return cls(
             hosts={host: track for (host,), track in tracks_of(tables["host"], ("host",)).items()},
             nodes=nodes,
             devices={name: track for (name,), track in tracks_of(tables["device"], ("device",)).items()},
-            grants=_grants(summary, tables, nodes),
+            grants=_grants(summary, asked, nodes),
+            asked=asked,
             node_class=node_class,
             device_class=device_class,
             private=private,
@@ -116,7 +123,10 @@ class Material:
 def all_figures(summary: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> tuple[list[Figure], Material]:
     """All plots of the report, in their order."""
     material = Material.of(summary, tables)
-    makers = (occupancy, access_nodes, latency, faults, migrations, ratio, fill, pool, loaded, traffic)
+    makers = (
+        *(occupancy, access_nodes, latency, faults, migrations, ratio, fill),
+        *(pool, pool_shares, pool_saving, loaded, traffic),
+    )
     return [in_larger_unit(make(material)) for make in makers], material
 
 
@@ -294,6 +304,16 @@ def pool(m: Material) -> Figure:
     )
 
 
+def pool_shares(m: Material) -> Figure:
+    """What hosts hold of pools beside what is due to them."""
+    return pool_plots.shares(m.asked, m.grid, m.axis)
+
+
+def pool_saving(m: Material) -> Figure:
+    """What sharing pools saves."""
+    return pool_plots.sharing(m.grants, m.grid, m.axis)
+
+
 def loaded(m: Material) -> Figure:
     """Loaded latency of devices."""
     return _by_class(
@@ -338,7 +358,7 @@ def _nodes(
 
 
 def _grants(
-    summary: Mapping[str, Any], tables: Mapping[str, pa.Table], nodes: dict[str, dict[int, Track]]
+    summary: Mapping[str, Any], asked: dict[str, dict[str, Track]], nodes: dict[str, dict[int, Track]]
 ) -> dict[str, dict[str, Track]]:
     """What each host holds of each pooled device: by the host's own samples, as it sends one every time."""
     devices = summary.get("devices", {})
@@ -349,10 +369,8 @@ def _grants(
             track = nodes.get(host, {}).get(int(nid))
             if track is not None and devices.get(device, {}).get("pooled") and track.has("present_pages"):
                 grants.setdefault(device, {})[host] = track
-    if not summary.get("hosts"):  # an interrupted run does not know which node is behind what
-        for (device, host), track in tracks_of(tables["scheduler"], ("device", "host")).items():
-            grants.setdefault(device, {})[host] = track
-    return grants
+    # An interrupted run does not know which node is behind what.
+    return grants if summary.get("hosts") else asked
 
 
 def _styled_nodes(m: Material, host: str) -> list[tuple[int, str, str]]:

@@ -49,6 +49,7 @@ def samples_of(hosts: int = 2, epochs: int = 4) -> list[Sample]:
             samples.append(Sample("host_node", nodes))
             if epoch % 2:
                 grant = {"device": "pool", "granted_pages": 256 * (number + 1), "refused": 0}
+                grant["entitled_pages"] = 384
                 samples.append(Sample("scheduler", [host | grant]))
             for nid in (0, 1):
                 numbers = _stored(CLASSES[nid]) | {"read_bytes": 4096 * (epoch + 1), "write_bytes": 64}

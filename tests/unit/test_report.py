@@ -25,6 +25,8 @@ TITLES = [
     "Compression ratio",
     "Physical memory used on devices that store pages",
     "Pooled memory granted to hosts",
+    "Pooled memory against the host's share",
+    "What sharing a pool saves",
     "Latency of devices under load",
     "Traffic of devices",
 ]
@@ -157,7 +159,7 @@ def test_the_headline_and_the_folded_parts() -> None:
 
 def test_values_of_the_plots() -> None:
     figures, _ = all_figures(summary_of(), tables_of(samples_of()))
-    used, share, latency, faults, moves, ratio, full, pool, loaded, traffic = figures
+    used, share, latency, faults, moves, ratio, full, pool, due, saving, loaded, traffic = figures
     assert [panel.title for panel in used.panels] == ["h0", "h1"]
     assert [(t["name"], t["y"]) for t in used.panels[0].traces] == [
         ("node 0: dram", [4.0] * 5),
@@ -176,6 +178,13 @@ def test_values_of_the_plots() -> None:
     assert [t["y"] for t in ratio.panels[0].traces] == [[2.5] * 5] * 2
     assert full.panels[0].traces[0]["y"] == [0.195312] * 5
     assert [(t["name"], t["y"]) for t in pool.panels[0].traces] == [("h0", [8.0] * 5), ("h1", [8.0] * 5)]
+    assert [(t["name"], t["y"]) for t in due.panels[0].traces] == [
+        ("h0", [0.0, 0.0, 1.0, 1.0, 1.0]),
+        ("due to h0", [0.0, 0.0, 1.5, 1.5, 1.5]),
+        ("h1", [0.0, 0.0, 2.0, 2.0, 2.0]),
+        ("due to h1", [0.0, 0.0, 1.5, 1.5, 1.5]),
+    ]
+    assert [t["y"] for t in saving.panels[0].traces] == [[14.0] * 5, [2.0] * 5, [16.0] * 5, [16.0] * 5]
     assert [panel.title for panel in loaded.panels] == ["dram", "compressed-ram"]
     assert traffic.panels[0].traces[0]["y"][-1] == pytest.approx(4096 / 0.005 / 2**20, rel=1e-5)
 
@@ -187,6 +196,32 @@ def test_a_large_rack_shows_a_part_and_says_so() -> None:
     assert used.note == "4 more hosts are in host_node.parquet."
     assert [len(panel.traces) for panel in loaded.panels] == [8, 8]
     assert loaded.note == "The 8 busiest of each class; 8 more are in device.parquet."
+
+
+def test_what_sharing_saves_is_between_the_peak_of_the_sum_and_the_sum_of_peaks() -> None:
+    """Two hosts that hold 6 and 2 MiB in turn."""
+    samples = samples_of()
+    for sample in samples:
+        for row in sample.rows:
+            if row.get("nid") == 2:
+                turn = row["epoch"] % 2 == (row["host"] == "host/h0")
+                row |= {"present_pages": 1536 if turn else 512, "free_pages": 256}
+    figure = {f.title: f for f in all_figures(summary_of(), tables_of(samples))[0]}[
+        "What sharing a pool saves"
+    ]
+    used, idle, pool, apart = (trace["y"] for trace in figure.panels[0].traces)
+    assert (used, idle, pool) == ([6.0] * 5, [2.0] * 5, [8.0] * 5)
+    assert apart == [8.0, 8.0, 12.0, 12.0, 12.0]
+
+
+def test_a_pool_without_shares_is_not_held_against_them() -> None:
+    samples = samples_of()
+    for sample in samples:
+        for row in sample.rows:
+            if "entitled_pages" in row:
+                row["entitled_pages"] = row["granted_pages"] + 64  # promised
+    figures = {f.title: f for f in all_figures(summary_of(), tables_of(samples))[0]}
+    assert figures["Pooled memory against the host's share"].panels == []
 
 
 def test_axes_hold_what_they_show() -> None:
