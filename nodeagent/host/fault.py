@@ -41,6 +41,7 @@ from privmem.nodeagent.host.layout import (
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import store_content
 from privmem.nodeagent.host.mm import VMA_ANON, Vma
+from privmem.nodeagent.host.mmu_gather import MmuGather
 from privmem.nodeagent.host.page_alloc import alloc_beside, alloc_page, free_page, free_unused_page
 from privmem.nodeagent.host.swap_area import is_swap_entry, swap_entries
 from privmem.nodeagent.host.task import Task
@@ -238,7 +239,7 @@ def drop_if_unused(memory: Memory, pfn: int) -> None:
         free_page(memory, pfn)
 
 
-def unmap_range(memory: Memory, vma: Vma, cpu: int = 0) -> None:
+def unmap_range(memory: Memory, vma: Vma, cpu: int = 0, gather: MmuGather | None = None) -> None:
     """`zap_page_range` on a CPU: empty every entry of a VMA (or a part that `Vma.cut` gave). That a page of
     an object was used through its entry stays known.
     """
@@ -247,7 +248,12 @@ def unmap_range(memory: Memory, vma: Vma, cpu: int = 0) -> None:
         hugetlb_map.unmap(memory, vma)
         return
     pte = memory.page_table.pte[vma.slot : vma.slot + vma.nr_pages]
-    for offset in np.flatnonzero(pte & np.uint32(PTE_PRESENT)).tolist():
+    present = np.flatnonzero(pte & np.uint32(PTE_PRESENT))
+    if gather is not None:
+        entries = pte[present].tolist()
+        dirty = [bool(e & PTE_DIRTY) and memory.is_object_page(e >> PTE_PFN_SHIFT) for e in entries]
+        gather.add((present + vma.start).tolist(), dirty)
+    for offset in present.tolist():
         used = int(pte[offset]) & PTE_ACCESSED
         pfn = remove_mapping(memory, vma.slot + offset)
         if used and memory.is_object_page(pfn):

@@ -99,7 +99,9 @@ def _dontneed_locked(memory: Memory, task: Task, part: Vma) -> int:
     if hugetlb_map.cuts_a_page(memory, task, part.start, part.end):
         return -errno.EINVAL
     memory.lru_batches.drain(task.cpu)
-    unmap_range(memory, part, task.cpu)
+    gather = task.gather()
+    unmap_range(memory, part, task.cpu, gather)
+    task.finish(gather)
     return 0
 
 

@@ -119,12 +119,14 @@ def munmap(memory: Memory, task: Task, start: int, nr_pages: int) -> int:
         return -errno.EINVAL
     memory.lru_batches.drain(task.cpu)
     task.mm.replace_range(start, start + nr_pages, [])
+    gather = task.gather()
     for part in parts:
-        unmap_range(memory, part, task.cpu)
+        unmap_range(memory, part, task.cpu, gather)
         memory.locked_slots.remove(part.slot, part.nr_pages)
         memory.page_table.give_back(part.slot, part.nr_pages)
         if part.kind == VMA_OBJECT:
             _unmap_object(memory, task, part)
+    task.finish(gather)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privmem.nodeagent.host.mm import Mm, Vma
+from privmem.nodeagent.host.mmu_gather import MmuGather
 from privmem.nodeagent.host.page_alloc import AllocContext
 from privmem.nodeagent.host.resolve import Resolver
 from privmem.scheduler import mempolicy
@@ -68,6 +69,15 @@ class Task:
     def reach(self) -> int:
         """Nodes that this task's policies and moves may use: its cpuset's, and those that no cpuset governs."""
         return self.resolver.policy_nodes.reach(self.mems_allowed)
+
+    def gather(self) -> MmuGather | None:
+        """`tlb_gather_mmu`: kept only for a task that takes turns."""
+        return MmuGather() if self.policy is not None and self.policy.mode in mempolicy.INTERLEAVES else None
+
+    def finish(self, gather: MmuGather | None) -> None:
+        """`tlb_finish_mmu`: for each page that the list took the task has given a turn."""
+        for _ in range(gather.batches if gather is not None else 0):
+            self.policy_request(self.policy, None)
 
     def alloc_context(self, vma: Vma, vpn: int) -> AllocContext:
         """`get_vma_policy` and `vma_alloc_folio`: what a fault at `vpn` asks the allocator for.
