@@ -144,9 +144,9 @@ VERBS = [
     ("bind|unbind DEVICE", _bind, "the driver is bound to it and brings its memory online, or goes with it"),
     ("kill DEVICE", _kill, "unbind an anondax device"),
     (
-        "alloc NODE [NUMBER] [preferred]",
+        "alloc NODE [NUMBER] [thisnode|preferred]",
         _alloc,
-        "the owner takes pages of its node; preferred: without THISNODE",
+        "the owner takes pages of its node, with THISNODE; preferred: without",
     ),
     ("keep|give freed pages of NODE", _keep, "the owner's free_folio keeps freed pages, or lets them go"),
     (

@@ -100,6 +100,8 @@ def agrees(got: Any, wanted: Any) -> bool:
     if isinstance(got, list) and isinstance(wanted, str) and got and ("," in wanted or "..." in wanted):
         got, wanted = ",".join(map(str, got)), wanted.replace(" ", "")
     if isinstance(wanted, str) and isinstance(got, int) and not isinstance(got, bool):
+        if wanted == "none":
+            return got == 0
         match_ = _COMPARISON.fullmatch(wanted.strip())
         return bool(match_) and _compare(got, match_[1], int(match_[2])) if match_ else str(got) == wanted
     if isinstance(wanted, bool) or isinstance(got, bool):

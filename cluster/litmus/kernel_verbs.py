@@ -128,7 +128,7 @@ VERBS = [
     ("sync", _sync, "sync(2)"),
     ("ksm", _ksm, "one full scan of ksmd over what was advised mergeable: pages that went for an equal one"),
     ("damon migrate RANGE to NODE", _damon, "DAMON moves the pages of a region: how many"),
-    ("kmalloc NODE [thisnode]", _kmalloc, "kmalloc_node: where the slab page came from"),
+    ("kmalloc|kmalloc_node NODE [thisnode]", _kmalloc, "kmalloc_node: where the slab page came from"),
     ("walk possible|online nodes [thisnode]", _walk, "code that allocates for each node: pages that it got"),
     (
         "memtrace SIZE",
@@ -147,7 +147,7 @@ VERBS = [
         "the network stack takes buffers for a device, on a CPU of a node: where the last came from",
     ),
     (
-        "alloc NODE [NUMBER] [thisnode|private|movable]...",
+        "alloc|alloc_pages_node NODE [NUMBER] [thisnode|private|movable]...",
         _alloc,
         "alloc_pages_node: where the (last) page came from; private: with the flag, where the version has one, in "
         "anybody's hands; only movable pages come from movable zones. An owner's call is `driver: alloc`",

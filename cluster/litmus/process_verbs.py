@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from privmem.cluster.litmus.file_verbs import open_device
@@ -152,7 +153,8 @@ def _addresses(world: World, actor: str, ref: RangeRef) -> tuple[list[int], int]
 def _move_pages(world: World, actor: str, values: Values) -> str:
     addrs, pid = _addresses(world, actor, values["range"])
     flags = MPOL_MF_MOVE_ALL if "all" in values else MPOL_MF_MOVE
-    status = world.process(actor).move_pages(addrs, [values["node"]] * len(addrs), flags, pid)
+    nodes = [nid for nid, _ in zip(itertools.cycle(values["nodes"]), addrs, strict=False)] or None
+    status = world.process(actor).move_pages(addrs, nodes, flags, pid)
     return run_lengths([world.status_text(s) for s in status])
 
 
@@ -203,6 +205,10 @@ def _run_on(world: World, actor: str, values: Values) -> None:
     world.process(actor).sched_setaffinity(cpus[0])
 
 
+def _run_on_cpu(world: World, actor: str, values: Values) -> None:
+    world.process(actor).sched_setaffinity(values["number"])
+
+
 def _join(world: World, actor: str, values: Values) -> None:
     check(world.kernel.attach(world.process(actor), values["cgroup"]))
 
@@ -239,9 +245,10 @@ VERBS = [
     ("get_mempolicy [RANGE]", _get_mempolicy, "get_mempolicy(2) of the task, or at an address: `bind P`"),
     ("mems_allowed", _mems_allowed, "get_mempolicy(2) with MPOL_F_MEMS_ALLOWED: `D0,D1`"),
     (
-        "move_pages RANGE [to] NODE [all]",
+        "move_pages RANGE [to] NODES [all]",
         _move_pages,
-        "move_pages(2) to one node, also of another's B.mem; all: MOVE_ALL: status of each page, `P*4 ENOENT`",
+        "move_pages(2) to a node, or to several in turn, also of another's B.mem; all: MOVE_ALL: status of each "
+        "page, `P*4 ENOENT`",
     ),
     ("query_pages RANGE", _query_pages, "move_pages(2) without nodes: where each page is"),
     (
@@ -256,5 +263,6 @@ VERBS = [
     ("fork", _fork, "`B = fork`: a child, which has the same mappings under the same names"),
     ("exit", _exit, "the process ends"),
     ("run on NODE", _run_on, "move to the first CPU of a node"),
+    ("run on cpu NUMBER", _run_on_cpu, "sched_setaffinity(2) to one CPU"),
     ("join CGROUP", _join, "move into a cgroup"),
 ]

@@ -101,6 +101,9 @@ def _numa_maps(world: World, values: dict[str, Any]) -> str:
 
 def _meminfo(world: World, values: dict[str, Any]) -> int:
     numbers = world.kernel.meminfo(values["node"])
+    if values["word"].startswith("HugePages_"):  # huge pages, not kB
+        text = str(world.kernel.sysfs.read(f"/sys/devices/system/node/node{values['node']}/meminfo"))
+        numbers |= {name: int(count) for name, count in re.findall(r"(HugePages_\w+): (\d+)", text)}
     if values["word"] not in numbers:
         raise Stuck(f"meminfo has no {values['word']}; it has {', '.join(numbers)}")
     return numbers[values["word"]]
@@ -256,6 +259,7 @@ def _list(world: World, values: dict[str, Any]) -> list[str]:
     kinds = {
         "fallback": ZonelistKind.FALLBACK,
         "thisnode": ZonelistKind.NOFALLBACK,
+        "nofallback": ZonelistKind.NOFALLBACK,
         "private": ZonelistKind.PRIVATE,
     }
     kind = next(kinds[word] for word in kinds if word in values)
@@ -427,7 +431,11 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("requested mems of WORD", _mems, "what was written to cpuset.mems"),
         ("tier of NODE", _tier, "number of its memory tier, or none"),
         ("demotion targets of NODE", _demotion_targets, "in the order in which they are tried"),
-        ("fallback|thisnode|private list of NODE", _list, "the zonelist"),
+        (
+            "fallback|thisnode|nofallback|private list of NODE",
+            _list,
+            "the zonelist; thisnode: the no-fallback one",
+        ),
         ("min|low|high|promo watermark of NODE", _watermark, "in pages"),
         ("fate of PROCESS", _is_alive, "alive, ended, killed"),
         (

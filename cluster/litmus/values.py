@@ -123,9 +123,14 @@ class Typed:
         return self.function(words, names)
 
 
-def _one_of(what: str, table: Callable[[Names], Mapping[str, Any]]) -> Typed:
+def _one_of(what: str, table: Callable[[Names], Mapping[str, Any]], prefix: str = "") -> Typed:
+    """A word of a table; with a prefix also as the headers have it, MPOL_BIND or BIND."""
+
     def read(words: Sequence[str], names: Names) -> tuple[Any, int]:
         known = table(names)
+        plain = words[0].lower().removeprefix(prefix) if prefix else words[0]
+        if plain in known:
+            return known[plain], 1
         if words[0] not in known:
             allowed = ", ".join(sorted(known)) or "none is there"
             raise Misread(f"found {words[0]!r}; allowed: {what} ({allowed}){nearest(words[0], list(known))}")
@@ -279,8 +284,8 @@ TYPES: dict[str, ValueType] = {
     "SIZE": Typed("a size such as 64 pages, 2 huge pages or 4MiB", _size),
     "NUMBER": Typed("a whole number", _number),
     "TIME": Typed("a time such as 10ms", _duration),
-    "MODE": _one_of("a policy mode", lambda _: MODES),
-    "ADVICE": _one_of("an advice", lambda _: ADVICES),
+    "MODE": _one_of("a policy mode", lambda _: MODES, "mpol_"),
+    "ADVICE": _one_of("an advice", lambda _: ADVICES, "madv_"),
     "FILE": _one_of("a file", lambda n: _same(n.files)),
     "PROCESS": _one_of("a process", lambda n: _same(n.processes)),
     "CGROUP": _one_of("a cgroup", lambda n: _same(n.cgroups)),

@@ -380,6 +380,19 @@ def test_words_that_people_add():
     expect: 4
   - kernel: alloc D1 3
     expect: D1
+  - kernel: alloc_pages_node P
+    expect: D0
+  - kernel: kmalloc_node D1
+    expect: D1
+  - A: mbind mem MPOL_BIND D0,D1
+  - A: madvise mem MADV_COLD
+  - A: two = mmap 4 pages
+  - A: touch two
+  - A: move_pages two D1,D0
+    expect: D1 D0 D1 D0
+  - A: run on cpu 7
+    expect: EINVAL
+  - expect: {leaks: none, meminfo HugePages_Total of P: 0, nofallback list of D0: D0}
   - expect: {cgroup of A: tenant, pages of mem: {D0: 4}}
 """
     assert outcome(text) == ("passed", [])
