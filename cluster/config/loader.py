@@ -8,7 +8,7 @@ pydantic (`models.py`), `problems.py`, `checks.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,9 @@ def _load(
         what = "nothing" if root is None else found(root)
         problem = Problem(1 if root is None else root.line, wrong(what, ModelShape(Config).describe()))
         raise ConfigError(_lines(name, [problem]))
+    other = _other_kind(root.value)
+    if other:
+        raise ConfigError(_lines(name, [Problem(root.line, wrong(other, "a configuration of a run"))]))
     root = unshared(root)
     for override in overrides:
         refused = apply_override(root, override)
@@ -123,6 +126,15 @@ def _load(
     if config is None or problems:
         raise ConfigError(_lines(name, problems))
     return config
+
+
+def _other_kind(keys: Mapping[str, Any]) -> str:
+    """What a file is that is no configuration, said once and not field by field; empty for all others."""
+    if {"schema", "name", "engine", "hosts"} & set(keys):
+        return ""
+    if {"title", "steps"} <= set(keys):
+        return "a litmus test, which `privmem litmus` runs"
+    return "a machine, which litmus tests name and `privmem audit` takes" if "nodes" in keys else ""
 
 
 def _validate(root: Tree, folder: Path, plugins: Sequence[Path | str]) -> tuple[Config | None, list[Problem]]:

@@ -16,7 +16,7 @@ import yaml
 from privmem.cluster.config.tree import read_yaml
 from privmem.cluster.errors import ConfigError
 from privmem.cluster.litmus import expectations, steps
-from privmem.cluster.litmus.grammar import Misread
+from privmem.cluster.litmus.grammar import Misread, nearest
 from privmem.cluster.litmus.machine import Machine
 from privmem.cluster.litmus.machines import load_machine, machine_files, machine_of_tree
 from privmem.cluster.litmus.values import Names
@@ -37,7 +37,10 @@ class Bench:
     def __init__(self, machine: MachineLike = "standard", design: str = "private-zonelist") -> None:
         try:
             (chosen,) = select_designs(design)
-        except (KeyError, ValueError):
+        except KeyError as error:
+            told = f"design: found {design!r}; allowed: the name of one design; {error.args[0]}"
+            raise ConfigError(told) from None
+        except ValueError:
             raise ConfigError(f"design: found {design!r}; allowed: the name of one design") from None
         self.design = chosen.name
         self.world = World.boot(_machine(machine), {}, chosen.name)
@@ -54,8 +57,13 @@ class Bench:
         return self.world.kernel
 
     def node(self, name: str) -> int:
-        """The id of a node."""
-        return self.world.machine.nids[name]
+        """The id of a node. Raises ConfigError."""
+        nids = self.world.machine.nids
+        if name not in nids:
+            raise ConfigError(
+                f"found the node {name!r}; allowed: {', '.join(nids)}{nearest(name, list(nids))}"
+            )
+        return nids[name]
 
     def process(self, name: str, cpu: int | None = None, cgroup: str = "") -> Process:
         """The process of this name; made at its first use, on `cpu` (default: the first) and in `cgroup`."""
@@ -103,5 +111,8 @@ def _machine(machine: MachineLike) -> Machine:
         return load_machine(machine)
     known = machine_files()
     if machine not in known:
-        raise ConfigError(f"machine: found {machine!r}; allowed: {', '.join(known)}, a path, or a mapping")
+        hint = nearest(machine, list(known))
+        raise ConfigError(
+            f"machine: found {machine!r}; allowed: {', '.join(known)}, a path, or a mapping{hint}"
+        )
     return load_machine(known[machine])

@@ -8,7 +8,7 @@ themselves, UPPER-CASE ones for a value of that type (`TO:NODES` gives it anothe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Protocol
@@ -115,8 +115,16 @@ def match(
     if left and skipped:
         raise skipped
     if left:
-        raise Misread(f"found {' '.join(left)!r} at the end; allowed: {chosen.text}")
+        hint = nearest(left[0], list(_literals(chosen.elements)))
+        raise Misread(f"found {' '.join(left)!r} at the end; allowed: {chosen.text}{hint}")
     return values
+
+
+def _literals(elements: Sequence[Element]) -> Iterator[str]:
+    """Every word that a pattern knows."""
+    for element in elements:
+        yield from element.literals
+        yield from _literals(element.optional)
 
 
 def _match(

@@ -214,8 +214,16 @@ class Reader:
         if tree is None:
             return {}
         if isinstance(tree.value, dict):
-            return {name: self._int(below, f"{path}.{name}", 0) for name, below in tree.value.items()}
-        return {"*": self._int(tree, path, 0)}
+            return {name: self._one_distance(below, f"{path}.{name}") for name, below in tree.value.items()}
+        return {"*": self._one_distance(tree, path)}
+
+    def _one_distance(self, tree: Tree, path: str) -> int:
+        if not _is_distance(tree.value):
+            self._wrong(
+                tree, path, found(tree), f"a number from {LOCAL_DISTANCE} to 254, or one for each node"
+            )
+            return LOCAL_DISTANCE
+        return int(str(tree.value))
 
     def _matrix(
         self, nodes: Mapping[str, NodeBoot], given: Mapping[str, Mapping[str, int]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os.path import commonpath
 from pathlib import Path
 
@@ -41,22 +41,31 @@ def print_table(results: Sequence[Result], designs: Sequence[str], verbose: bool
     }
     if shown:
         width = max(len(_short(path, base)) for path in shown)
-        print(" " * width, *designs, sep="  ")
+        print("  ".join([" " * width, *designs]))
         for path, row in shown.items():
             marks = [(_MARKS[row[d].status] if d in row else "").ljust(len(d)) for d in designs]
-            print(_short(path, base).ljust(width), *marks, sep="  ")
+            print("  ".join([_short(path, base).ljust(width), *marks]).rstrip())
     for path, row in by_file.items():
-        for design, result in row.items():
-            if result.reasons:
-                print(f"\n{_MARKS[result.status]} {path} [{design}] {result.title}")
-            for reason, story in zip(result.reasons, result.stories, strict=True):
-                print(f"  {reason}", *(f"    | {line}" for line in story), sep="\n")
+        _print_failures(path, row)
     counts = Counter(result.status for result in results)
     ran = sum(counts[status] for status in (PASSED, FAILED, ERROR))
     failed = counts[FAILED] + counts[ERROR]
     print(f"\n{len(by_file)} files under {len(designs)} designs: {counts[PASSED]} of {ran} held", end="")
     print(f", {failed} did not" if failed else "", end="")
     print(f" ({counts[NOT_RUN]} are not about the design)" if counts[NOT_RUN] else "")
+
+
+def _print_failures(path: str, row: Mapping[str, Result]) -> None:
+    """Why a file failed; designs under which the same went wrong in the same way are told together."""
+    alike: dict[str, list[str]] = {}
+    for design, result in row.items():
+        lines = [f"\n{_MARKS[result.status]} {path} [{{designs}}] {result.title}"]
+        for reason, story in zip(result.reasons, result.stories, strict=True):
+            lines += [f"  {reason}", *(f"    | {line}" for line in story)]
+        if result.reasons:
+            alike.setdefault("\n".join(lines), []).append(design)
+    for text, designs in alike.items():
+        print(text.replace("{designs}", ", ".join(designs), 1))
 
 
 def _base(paths: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from privmem.cluster.litmus import expectations, steps
 from privmem.cluster.litmus.grammar import Misread, nearest
 from privmem.cluster.litmus.machine import Machine, Reader
 from privmem.cluster.litmus.machines import FOLDER, SUFFIX, load_machine, machine_files, problem_error
+from privmem.cluster.litmus.value_kinds import check_kind
 from privmem.cluster.litmus.values import Names
 from privmem.scheduler.isolation import select_designs
 
@@ -84,8 +85,16 @@ def _hinted(problem: Problem, text: str) -> Problem:
     line = lines[problem.line - 1] if 0 < problem.line <= len(lines) else ""
     if "{" in line and "[" in line[line.index("{") :]:
         hint = '; in braces, quote a subject that has brackets: {"pages of mem[0:4]": {P: 4}}'
-        return replace(problem, text=problem.text + hint)
-    return problem
+    elif "\t" in line:
+        hint = "; indent with blanks, not with tabs"
+    elif "<block end>" in problem.text or "mapping values" in problem.text:
+        hint = (
+            "; steps begin with `- ` below each other, the `expect` of a step stands below the first letter of"
+            " its actor, and text that holds `: ` is quoted"
+        )
+    else:
+        return problem
+    return replace(problem, text=problem.text + hint)
 
 
 def find_scripts(paths: Sequence[str | Path]) -> list[Path]:
@@ -111,6 +120,13 @@ def find_scripts(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(chosen))
 
 
+#: Keys of files of other kinds -> what these are.
+_OTHER_KINDS = {
+    "hosts": "a configuration of a run, which `privmem run` takes",
+    "nodes": "a machine, which a litmus test names (`machine: NAME`)",
+}
+
+
 @dataclass(slots=True)
 class _Reader:
     path: str
@@ -122,6 +138,10 @@ class _Reader:
             self._wrong(tree, "", found(tree), "a mapping with title, machine and steps")
             return None
         top = tree.value
+        other = [told for key, told in _OTHER_KINDS.items() if key in top and "steps" not in top]
+        if other:
+            self._wrong(tree, "", other[0], "a litmus test: title, machine, steps")
+            return None
         for key, below in top.items():
             if key not in _KEYS:
                 allowed = ", ".join(_KEYS) + nearest(key, _KEYS)
@@ -173,11 +193,14 @@ class _Reader:
     def _designs(self, tree: Tree | None) -> tuple[str, ...]:
         text = "all"
         if tree is not None:
+            if isinstance(tree.value, dict) or not tree.value:
+                self._wrong(tree, "designs", found(tree), "all, or a list of designs")
+                return ()
             text = ",".join(map(str, tree.plain())) if isinstance(tree.value, list) else str(tree.value)
         try:
             chosen = select_designs(text)
         except KeyError as error:
-            self._wrong(tree or Tree(1, None), "designs", repr(text), str(error.args[0]))
+            self.problems.append(Problem(tree.line if tree else 1, str(error.args[0]), "designs"))
             return ()
         # A test for all holds for every variant that somebody asks for.
         return ("every",) if text in ("all", "every") else tuple(d.name for d in chosen)
@@ -222,6 +245,9 @@ class _Reader:
         if not entries:
             assert expect is not None
             return self._claims(tree, expect)
+        if expect is not None and expect.value is None:
+            self._wrong(expect, "expect", "nothing", "what must hold, indented deeper than `expect:`")
+            return None
         for word in entries:
             if word not in self.names.processes and get_close_matches(word, ["expect"], 1, 0.8):
                 self._wrong(tree, "steps", repr(word), "`ACTOR: command`, `expect:`; did you mean 'expect'?")
@@ -251,7 +277,9 @@ class _Reader:
         claims = []
         for subject, value in expect.value.items():
             try:
-                claims.append(expectations.parse(subject, value, self.names))
+                claim = expectations.parse(subject, value, self.names)
+                check_kind(claim.subject, value)
+                claims.append(claim)
             except Misread as error:
                 self.problems.append(Problem(value.key_line, f"{error}", f"expect: {subject}"))
         return Step(tree.line, "", "expect", None, None, tuple(claims))

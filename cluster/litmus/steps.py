@@ -80,7 +80,12 @@ def parse(actor: str, words: Sequence[str], names: Names) -> Call:
         raise Misread("found an empty command")
     if actor not in RESERVED:
         if not actor.isidentifier():
-            raise Misread(f"found the actor {actor!r}; allowed: a process, kernel, admin, driver")
+            hint = (
+                "; a name for what a step gives stands behind the actor: `A: B = fork`"
+                if "=" in actor
+                else ""
+            )
+            raise Misread(f"found the actor {actor!r}; allowed: a process, kernel, admin, driver{hint}")
         names.processes.add(actor)
     table = TABLES.get(actor, TABLES["process"])
     call = _read(table, words, names, result)
@@ -101,7 +106,8 @@ def _read(table: tuple[Verb, ...], words: list[str], names: Names, result: str) 
         except Misread as error:
             first_error = first_error or error
     assert first_error is not None
-    raise Misread(f"{first_error} (pattern: {fitting[0].pattern.text})")
+    text = fitting[0].pattern.text
+    raise Misread(f"{first_error}" if text in str(first_error) else f"{first_error} (pattern: {text})")
 
 
 def _unknown(table: tuple[Verb, ...], words: Sequence[str]) -> str:
@@ -111,7 +117,8 @@ def _unknown(table: tuple[Verb, ...], words: Sequence[str]) -> str:
         return f"found {' '.join(words[:2])!r}; allowed: {'; '.join(alike)}"
     known = sorted({" ".join("|".join(each) for each in v.pattern.lead) for v in table})
     others = [actor for actor, other in TABLES.items() if any(_begins(v.pattern, words) for v in other)]
-    told = f"; {' and '.join(others)} can do that" if others else nearest(words[0], known)
+    doers = " and ".join(others).replace("process", "a process")
+    told = f"; {doers} can do that" if others else nearest(words[0], known)
     return f"found {words[0]!r}; allowed: {', '.join(known)}{told}"
 
 

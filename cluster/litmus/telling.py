@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from privmem.cluster.litmus.expectations import Claim, choose
@@ -11,7 +11,7 @@ from privmem.cluster.litmus.steps import Call
 from privmem.cluster.litmus.subjects import nodes_of
 from privmem.cluster.litmus.values import RangeRef
 from privmem.cluster.litmus.world import Stuck, World
-from privmem.nodeagent.host.story_events import REFUSED, Event, Place
+from privmem.nodeagent.host.story_events import MAPPED, REFUSED, Event, Place
 from privmem.scheduler.abi import PAGE_SHIFT
 
 #: Lines of the story of a page below a failure.
@@ -98,7 +98,21 @@ def story_of_claim(world: World, claim: Claim, design: str) -> list[str]:
         return []
     space, first, _ = place_of(world, "", ref)
     index = _first_wrong(world, claim, design)
-    return lines_of(world, story.of_page(space, first + index)[-LINES_MAX:])
+    events = story.of_page(space, first + index)
+    lines = lines_of(world, events[-LINES_MAX:])
+    if not ref.is_file and nodes_of(world, claim.values)[index : index + 1] == [None]:
+        lines.append(_why_absent(world, claim, index, {event.what for event in events}))
+    return lines
+
+
+def _why_absent(world: World, claim: Claim, index: int, happened: Collection[str]) -> str:
+    """A page table maps what its own process has touched: said where a reader may have thought otherwise."""
+    ref: RangeRef = claim.values["range"]
+    owner = world.mapping("", ref).process
+    why = (
+        "" if MAPPED in happened else ": it has not touched it, or only read it (the zero page is on no node)"
+    )
+    return f"{owner} has no page at {ref.name}[{ref.first + index}]{why}"
 
 
 def story_of_step(world: World) -> list[str]:
