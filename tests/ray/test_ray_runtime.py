@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import fake_rack
 import pytest
+import yaml
 
 from privmem.cluster.assembly import make_plan
 from privmem.cluster.config import load_config
@@ -22,6 +24,14 @@ from privmem.scheduler import plain
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_instance")]
 
 RACK = Path(__file__).parents[1] / "simulation" / "rack.yaml"
+EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiments"
+#: Counters of every host that show that a run did what it is there for.
+EXERCISED = {
+    "rack": ("pgpromote_fence", "extents_granted", "literal_sent", "literal_returned"),
+    "overloaded pool": ("extents_refused",),
+    "fairness": ("extents_refused", "extents_granted"),
+    "pond": ("extents_granted", "extents_released"),
+}
 
 
 @contextmanager
@@ -47,15 +57,52 @@ def test_digest_rounds_and_summary_are_those_of_inline(pack: int) -> None:
         assert engine.result() == expected
 
 
-@pytest.mark.parametrize("config", [RACK, RACK.with_name("pools.yaml")], ids=["rack", "overloaded pool"])
-def test_the_real_rack_has_the_digest_of_inline(config: Path) -> None:
-    plan = make_plan(load_config(config))
+#: Configurations by what they exercise, shortened: [file, overrides].
+WORLDS: dict[str, tuple[Path, tuple[str, ...]]] = {
+    # One process has literal pages, the other described ones.
+    "rack": (RACK, ("engine.duration=50ms", "hosts[h].processes[hotset].content.literal=true")),
+    "overloaded pool": (
+        RACK.with_name("pools.yaml"),
+        ("engine.duration=40ms", "devices.pool.removals=[{at: 30ms, host: h1, size: 256KiB}]"),
+    ),
+    "fairness": (
+        EXPERIMENTS / "fairness.yaml",
+        (
+            "engine.duration=40ms",
+            "hosts.0.count=2",
+            "devices.pool.weights={h0: 1, h1: 3}",
+            "devices.pool.capacity=1280KiB",
+            "hosts.0.processes.0.workload.size=2MiB",
+        ),
+    ),
+}
+
+
+def pond(folder: Path) -> Path:
+    """Two servers for three days, at a quarter of the scale."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "tools" / "figures"))
+        model = importlib.import_module("pond_demand")
+    config = model.pond_configuration(model.Demand(2, days=3, server_pages=2048), day_ms=12)
+    file = folder / "pond.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.mark.parametrize("world", [*WORLDS, "pond"])
+def test_digest_and_results_are_those_of_inline_packed_and_unpacked(world: str, tmp_path: Path) -> None:
+    file, overrides = WORLDS.get(world) or (pond(tmp_path), ())
+    plan = make_plan(load_config(file, overrides))
     results = []
-    for name, options in (("inline", {}), ("ray", {"pack": 4})):
+    for name, options in (("inline", {}), ("ray", {"pack": 1}), ("ray", {"pack": 4})):
         with engine_on(name, plan, DEFAULT_BUILD, **options) as engine:
             engine.run()
             results.append(engine.result())
     assert results[1] == results[0]
+    assert results[2] == results[0]
+    hosts = results[0].summary["hosts"].values()
+    for counter in EXERCISED[world]:
+        assert all(host["vmstat"][counter] > 0 for host in hosts), counter
 
 
 def test_a_plugin_travels_to_the_workers(tmp_path: Path) -> None:
