@@ -37,6 +37,8 @@ class CapacityControl:
         #: place.
         self.refused_pages = 0
         self.refused_accepted_pages = 0
+        #: Refused pages that their host has not freed since: they hold nothing.
+        self.lost: dict[int, int] = {}
         #: The last report's numbers.
         self.told: list[int] = []
 
@@ -49,7 +51,15 @@ class CapacityControl:
         self.refused_accepted_pages += int(np.count_nonzero(refused & held))
         self.refused_pages += int(np.count_nonzero(refused & ~held))
         found: np.ndarray = dpa[refused]
+        self.lost |= dict.fromkeys(found.tolist(), 1)
         return found
+
+    def freed(self, dpa: np.ndarray) -> np.ndarray:
+        """Of the pages that a host frees, those that were not refused."""
+        if not self.lost:
+            return dpa
+        kept: np.ndarray = dpa[[self.lost.pop(page, 0) == 0 for page in dpa.tolist()]]
+        return kept
 
     def report(self, device: str, epoch: int, store: PageStore) -> CapacityReport | None:
         """What to tell the host, if there is anything."""
@@ -85,10 +95,12 @@ class CapacityControl:
 
     def snapshot(self) -> dict[str, Any]:
         """The whole state."""
-        return {name: getattr(self, name) for name in _NUMBERS} | {"told": list(self.told)}
+        rest = {"told": list(self.told), "lost": sorted(self.lost)}
+        return {name: getattr(self, name) for name in _NUMBERS} | rest
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Inverse of `snapshot`."""
         for name in _NUMBERS:
             setattr(self, name, snapshot[name])
         self.told = list(snapshot["told"])
+        self.lost = dict.fromkeys(snapshot["lost"], 1)

@@ -135,8 +135,9 @@ class Device:
             case StorePages():
                 self._store(message, body)
             case FreePages():
-                self._of(message, body.dpa).free(body.dpa)
-                self.pages_freed += len(body.dpa)
+                dpa = body.dpa if self.control is None else self.control.freed(body.dpa)
+                self._of(message, body.dpa).free(dpa)
+                self.pages_freed += len(dpa)
             case LoadPages():
                 loaded = self._of(message, body.dpa).load(body.dpa)
                 self.pages_loaded += len(body.dpa)

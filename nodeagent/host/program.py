@@ -55,7 +55,7 @@ class ProgramSpec:
     source: int  # content of its pages, see `nodeagent/content.py`
     start_ns: int = 0  # when it begins
     stop_ns: int = 0  # when it exits, whatever is left to do, and its memory is free; 0 for never
-    recovers: bool = False  # whether it handles SIGBUS: it maps a new page there and goes on; else it is killed
+    recovers: bool = False  # whether it handles SIGBUS and goes on with a new page there; else it is killed
     calls: dict[str, Any] | None = None  # what it asks of drivers between accesses, see device_calls.py
 
 
