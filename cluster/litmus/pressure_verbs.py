@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from privmem.cluster.litmus import callback_verbs
 from privmem.cluster.litmus.world import Stuck, World, check
+from privmem.nodeagent.host import node_callbacks
 from privmem.nodeagent.host.cram import pressure
 from privmem.nodeagent.host.cram.service import (
     FLUSH_DEFERRED,
@@ -103,6 +105,7 @@ def _remove(world: World, _actor: str, values: Values) -> int:
 
 
 DRIVER_VERBS = [
+    *callback_verbs.DRIVER_VERBS,
     (
         "set_pressure NODEID NUMBER",
         _set_pressure,
@@ -158,7 +161,7 @@ def _pressure(world: World, values: Values) -> int:
 
 def _boost(world: World, values: Values) -> int:
     memory, nid = world.kernel.memory, values["node"]
-    return memory.cram.boost_pages(nid, memory.nodes[nid].managed_pages)
+    return node_callbacks.boost_pages(memory, memory.nodes[nid])
 
 
 def _kswapd(world: World, values: Values) -> str:
@@ -177,8 +180,9 @@ def _tries(world: World, values: Values) -> int:
 
 
 SUBJECTS = [
+    *callback_verbs.SUBJECTS,
     ("pressure of NODE", _pressure, "v4: 0 to 1000"),
-    ("boost of NODE", _boost, "v4: managed pages x pressure / 1000"),
+    ("boost of NODE", _boost, "v4: what its owner set, or managed pages x pressure / 1000"),
     ("kswapd of NODE", _kswapd, "none, asleep or awake; it works when it is let (`kernel: kswapd`)"),
     (
         "deferred pages of NODE",

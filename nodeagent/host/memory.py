@@ -27,6 +27,7 @@ from privmem.nodeagent.host.locked_slots import LockedSlots
 from privmem.nodeagent.host.lru_batches import LruBatches
 from privmem.nodeagent.host.memcg_tree import MemcgTree
 from privmem.nodeagent.host.mm import PageTable
+from privmem.nodeagent.host.node_callbacks import NodeCallbacks
 from privmem.nodeagent.host.outgoing import Outgoing
 from privmem.nodeagent.host.pagecache import PageCache
 from privmem.nodeagent.host.resolve import Resolver
@@ -184,6 +185,8 @@ class Memory:
         self.swap = SwapArea()
         self.memcg = MemcgTree(self.frames.nr_frames)
         self.cram = CramService(default_generation(self.resolver.design.label))
+        #: What owners of nodes say when the kernel asks (v4).
+        self.callbacks = NodeCallbacks()
         #: Huge mappings, pools, contiguous ranges, pins, poison.
         self.high_order = HighOrder()
         self.vmstat = Vmstat()
@@ -375,6 +378,7 @@ class Memory:
             "memcg": self.memcg.snapshot(),
             "high_order": self.high_order.snapshot(),
             "cram": self.cram.snapshot(),
+            **self.callbacks.snapshot(),
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
             "charge_ns": self.charge_ns,
@@ -405,6 +409,7 @@ class Memory:
         self.memcg.restore(snapshot["memcg"])
         self.high_order.restore(snapshot["high_order"])
         self.cram.restore(snapshot["cram"])
+        self.callbacks.restore(snapshot)
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]
         self.charge_ns = snapshot["charge_ns"]

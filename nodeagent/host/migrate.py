@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from privmem.nodeagent.host import _lru_kernel as lru_kernel
-from privmem.nodeagent.host import huge_split, literal, mlocked, written
+from privmem.nodeagent.host import huge_split, literal, mlocked, node_callbacks, written
 from privmem.nodeagent.host.costs import ACCESS_BYTES, COPY_LINES_IN_FLIGHT, MIGRATE_NS
 from privmem.nodeagent.host.layout import NR_LRU_LISTS, PG_OBJECT, PG_SWAPCACHE, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
@@ -94,6 +94,8 @@ def carry_over(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Reason
     frames = memory.frames
     if target.spec.stores or target.fenced:  # there the entries lose their dirty bits
         _advance_written(memory, pfns)
+    if node_callbacks.asks_folio_migrate(memory, source):
+        _tell_owner(memory, pfns, new)
     leaked = frames.flags[new] & np.uint16(PG_UNINVITED)
     lru_kernel.move_frames(
         pfns,
@@ -129,6 +131,21 @@ def carry_over(memory: Memory, pfns: np.ndarray, new: np.ndarray, reason: Reason
     source.migrated_read_bytes += nr * PAGE_SIZE
     target.migrated_write_bytes += nr * PAGE_SIZE
     memory.vmstat.add("pgmigrate_success", nr)
+
+
+def _tell_owner(memory: Memory, pfns: np.ndarray, new: np.ndarray) -> None:
+    """`folio_migrate` of the owner that pages leave: migration entries stand for their mappings, the content is in
+    both, and both are locked (`migrate_folio_move`, between `folio_copy` and `remove_migration_ptes`).
+    """
+    frames, locked = memory.frames, memory.callbacks.locked
+    mappings = frames.rmap[pfns].copy()
+    frames.rmap[pfns] = 0
+    for column in (frames.version, frames.owner, frames.object_id, frames.object_index):
+        column[new] = column[pfns]
+    locked.update(pfns.tolist(), new.tolist())
+    node_callbacks.folio_migrate(memory, pfns, new)
+    locked.clear()
+    frames.rmap[pfns] = mappings
 
 
 def store_content(memory: Memory, target: Node, pfns: np.ndarray) -> None:

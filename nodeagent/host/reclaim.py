@@ -4,7 +4,9 @@ Models mm/vmscan.c of Linux 6.1: `balance_pgdat`, `shrink_node`, `get_scan_count
 `demote_folio_list`. A cold page goes to the first demotion target with room: the preferred ones of the next
 tier, which take turns, then any node of a lower tier (`alloc_demote_page` and its allowed mask). What finds no
 place there is dropped or swapped out (shrink.py). Rounds of SWAP_CLUSTER_MAX pages stand for the priorities of
-a scan. Left out: boosts, the multi-generational LRU; memory cgroups are in memcg.py.
+a scan. Under a boosted watermark kswapd neither swaps nor writes back, unless the owner of the node says so
+(node_callbacks.py), and takes no anonymous page but for demotion. Left out: the multi-generational LRU; memory
+cgroups are in memcg.py.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from privmem.nodeagent.host.layout import (
 )
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import migrate_cost_ns, migrate_isolated, room_pages
+from privmem.nodeagent.host.node_callbacks import ReclaimPolicy, boost_pages, reclaim_policy
 from privmem.nodeagent.host.page_alloc import NeedsExtent
 from privmem.nodeagent.host.pagecache import SHMEM
 from privmem.nodeagent.host.shrink import DIRECT, KSWAPD, ScanControl, shrink_pages
@@ -46,15 +49,17 @@ def run_kswapd(memory: Memory, node: Node, budget_ns: int) -> int:
     fruitless = 0
     while node.kswapd_awake and spent < budget_ns:
         mark = node.wmark.promo_pages if memory.numa_balancing.tiering else node.wmark.high_pages
-        mark += memory.cram.boost_pages(node.nid, node.managed_pages)
-        if node.free_pages > mark:
+        if node.free_pages > mark + boost_pages(memory, node):
             node.kswapd_awake = False
             break
-        taken, looked, cost = shrink_node(memory, node, KSWAPD)
+        policy = reclaim_policy(memory, node.nid) if node.free_pages > mark else None
+        taken, looked, cost = shrink_node(memory, node, KSWAPD, policy)
         spent += cost
         fruitless = 0 if taken else fruitless + looked
         if not looked or fruitless > 2 * sum(memory.lru_sizes(node.nid)):
             node.kswapd_awake = False  # as after MAX_RECLAIM_RETRIES failures: sleeps until woken
+    if not node.kswapd_awake and not reclaim_policy(memory, node.nid).managed_watermarks:
+        memory.callbacks.boost_pages.pop(node.nid, None)  # the cycle is over: generic code zeroes the boost
     return spent
 
 
@@ -79,14 +84,20 @@ def direct_reclaim(memory: Memory, zones: tuple[int, ...]) -> int:
     return freed
 
 
-def shrink_node(memory: Memory, node: Node, who: str) -> tuple[int, int, int]:
-    """One round on a node's lists. Returns (pages freed, pages looked at, ns).
+def shrink_node(
+    memory: Memory, node: Node, who: str, boosted: ReclaimPolicy | None = None
+) -> tuple[int, int, int]:
+    """One round on a node's lists. Returns (pages freed, pages looked at, ns). `boosted`: only the boost of its
+    watermark asks for it, and so it may do no more than this.
 
     Anonymous pages are looked at only when a demotion target or the swap area has room for them.
     """
     sc = ScanControl(who)
+    if boosted is not None:
+        sc.may_swap, sc.writes_files = boosted.may_swap, boosted.may_writepage
     targets = targets_with_room(memory, node, sc)
-    takes_anon = bool(targets) or memory.swap.free_pages > 0 or placement.can_take(memory, node.nid)
+    swaps = sc.may_swap and memory.swap.free_pages > 0
+    takes_anon = bool(targets) or swaps or placement.can_take(memory, node.nid)
     anon, file = _scan_counts(memory, node, takes_anon)
     if memory.story is not None:
         memory.story.part = f"{who} reclaim of node {node.nid}"

@@ -217,6 +217,13 @@ class Story:
         text = f"from node {nid_of(old)} to node {nid_of(new)}: {why}"
         self._add(MOVED, new, old, text=text)
 
+    def told_owner(self, new: int, old: int) -> None:
+        """The owner of the node that a page leaves hears of it, before the page is mapped again."""
+        nid = self.memory.frames.nid_of(old)
+        self._add(
+            CALLED, new, text=f"folio_migrate of node {nid}'s owner: copied, both locked, mapped by nobody"
+        )
+
     def stayed(self, pfn: int, why: str) -> None:
         """A page that somebody wanted to move or take stays where it is."""
         self._add(STAYED, pfn, text=f"on node {self.memory.frames.nid_of(pfn)}: {why}")

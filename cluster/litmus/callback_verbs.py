@@ -1,0 +1,68 @@
+"""Callbacks of a node's owner in a litmus test: what its reclaim policy says, and what `folio_migrate` saw (v4)."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from privmem.cluster.litmus.world import World, check
+from privmem.nodeagent.host import node_callbacks
+from privmem.nodeagent.host.node_callbacks import Migrated, ReclaimPolicy
+from privmem.nodeagent.host.wake import wake_kswapd
+
+Values = dict[str, Any]
+
+
+def _owned(world: World, nid: int) -> None:
+    """EOPNOTSUPP in versions without callbacks, ENODEV for a node that no driver has claimed."""
+    if not node_callbacks.has_ops(world.kernel.memory):
+        check(-errno.EOPNOTSUPP)
+    if nid not in world.kernel.hotplug.claims:
+        check(-errno.ENODEV)
+
+
+def _policy(world: World, _actor: str, values: Values) -> None:
+    nid = values["node"]
+    _owned(world, nid)
+    world.kernel.memory.callbacks.policy[nid] = ReclaimPolicy(
+        "may_swap" in values, "may_writepage" in values, "managed_watermarks" in values
+    )
+
+
+def _boost(world: World, _actor: str, values: Values) -> None:
+    memory, nid = world.kernel.memory, values["node"]
+    _owned(world, nid)
+    memory.callbacks.boost_pages[nid] = values["number"]
+    wake_kswapd(memory, memory.nodes[nid])
+
+
+def _seen(world: World, values: Values) -> int:
+    seen = world.kernel.memory.callbacks.migrated.get(values["node"], Migrated())
+    if "locked" in values:
+        return seen.locked
+    if "copied" in values:
+        return seen.copied
+    return seen.mapped if "mapped" in values else seen.calls
+
+
+DRIVER_VERBS = [
+    (
+        "reclaim_policy of NODE enables [nothing|may_swap|may_writepage|managed_watermarks]...",
+        _policy,
+        "v4: what the owner's callback says at the start of a cycle; managed_watermarks: the boost stays after it",
+    ),
+    (
+        "boost NODE NUMBER",
+        _boost,
+        "v4: the owner raises the watermarks of its node by so many pages, and wakes kswapd",
+    ),
+]
+
+SUBJECTS = [
+    (
+        "folio_migrate calls [locked|copied|mapped] of NODE",
+        _seen,
+        "v4: folios that left the node with a call of the owner's callback; those that it found, with their "
+        "destination, locked, copied, or mapped again already",
+    ),
+]
