@@ -32,6 +32,7 @@ from privmem.nodeagent.host.process import Signalled
 from privmem.nodeagent.host.swap import swapon
 from privmem.scheduler import plain
 from privmem.scheduler.abi import Feature, Mpol, Reason
+from privmem.scheduler.errors import InvariantError
 from privmem.scheduler.isolation import DESIGNS
 
 D0, D1, USER, CLOSED, FENCED = range(5)
@@ -445,6 +446,42 @@ def run(design, examples, steps):
     print(f"{design}: {examples} programs, {sum(done[kind] for kind in KINDS)} steps: {kinds}")
     print(f"{design}: {done['error or signal']} calls ended with an error or a signal")
     return done
+
+
+def lose_a_frame(machine):
+    machine.kernel.memory.nodes[D0].buddy.alloc(0)
+
+
+def count_one_too_many(machine):
+    machine.kernel.memory.vmstat.add("pgfree")
+
+
+def place_where_nobody_may(machine):
+    """A page of its owner is taken for one of a policy, on the node that opted in to nothing."""
+    machine.kernel.memory.frames.reason[machine.owners.alloc("owner", CLOSED)] = int(Reason.POLICY)
+
+
+def keep_on_a_node_that_goes(machine):
+    machine.owners.alloc("owner", CLOSED)
+    machine.kernel.hotplug.state = lambda nid: "offline"
+
+
+@pytest.mark.parametrize(
+    ("damage", "seen_by"),
+    [
+        (lose_a_frame, "books_are_right"),
+        (count_one_too_many, "books_are_right"),
+        (place_where_nobody_may, "private_nodes_hold_only_what_was_invited"),
+        (keep_on_a_node_that_goes, "private_nodes_hold_only_what_was_invited"),
+    ],
+)
+def test_invariants_see_planted_faults(damage, seen_by):
+    machine = Machine()
+    machine.boot(demotion=False, swap=0, readahead=0)
+    getattr(machine, seen_by)()
+    damage(machine)
+    with pytest.raises((AssertionError, InvariantError)):
+        getattr(machine, seen_by)()
 
 
 @pytest.mark.parametrize("design", sorted(DESIGNS))
