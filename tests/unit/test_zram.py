@@ -15,36 +15,30 @@ import pytest
 
 from privmem.nodeagent.content import is_same_filled
 from privmem.nodeagent.device import size_classes
-from privmem.nodeagent.device.compression import CompressionEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED: dict[str, Any] = json.loads((ROOT / "tests/data/linux_zram.json").read_text())
-#: zram's levels: `lz4_compress_default`, and ZSTD_DEF_LEVEL of crypto/zstd.c.
-LEVELS = {"lz4": 1, "zstd": 3}
+LEVELS = ("lz4", "zstd")
 CASES = [(name, codec) for name in RECORDED["sets"] for codec in LEVELS]
 
 
 @cache
-def tool() -> ModuleType:
-    """tools/zram/page_sets.py."""
+def tool(name: str = "page_sets") -> ModuleType:
+    """A module of tools/zram."""
     sys.path.insert(0, str(ROOT / "tools" / "zram"))
     try:
-        return importlib.import_module("page_sets")
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
 
 
-@cache
 def page_sets() -> dict[str, np.ndarray]:
-    return tool().page_sets()  # type: ignore[no-any-return]
+    return tool("compare").pages()  # type: ignore[no-any-return]
 
 
-@cache
 def lengths(name: str, codec: str) -> np.ndarray:
     """Stored bytes of each page of a set."""
-    made = CompressionEngine({"codec": codec, "level": LEVELS[codec], "block": 4096, "granule": 64})
-    sizes: np.ndarray = made.compress(page_sets()[name])[0].sum(axis=1)
-    return sizes
+    return tool("compare").lengths(name, codec)  # type: ignore[no-any-return]
 
 
 def test_the_pages_are_those_that_were_recorded() -> None:
@@ -79,6 +73,12 @@ def test_memory_of_a_set_is_zrams_within_3_percent(name: str, codec: str) -> Non
 def test_same_filled_pages_are_exactly_zrams(name: str) -> None:
     ours = int(is_same_filled(page_sets()[name]).sum())
     assert {RECORDED["sets"][name][a]["same_pages"] for a in ("lz4", "lzo-rle", "zstd")} == {ours}
+
+
+def test_the_page_has_the_table() -> None:
+    """When this fails: `python tools/zram/compare.py`."""
+    page = (ROOT / "docs" / "validation.md").read_text()
+    assert [row for row in tool("compare").table() if row not in page] == []
 
 
 def test_classes_of_zsmalloc() -> None:
