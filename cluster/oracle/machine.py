@@ -300,7 +300,8 @@ class Machine:
         return f"{error} {nodemask.format_list(nodes, ranges=False)}"
 
     def cpuset(self, nodes: int) -> int:
-        change = syscalls.write_cpuset_mems(self.memory, [self.task], self.group, nodes, _ALL_MEMS)
+        tasks = [self.task] if self.held is None else [self.task, self.held]
+        change = syscalls.write_cpuset_mems(self.memory, tasks, self.group, nodes, _ALL_MEMS)
         self.group = change.cpuset
         return change.error
 

@@ -7,7 +7,8 @@ it from outside: a write to a page that a fork left write-protected copies the p
 it, when the batch of *another* CPU still holds it (`do_wp_page`; only the own CPU's batch can be drained
 there); and
 `drop_caches` leaves such a page in the cache. A second batch, `activate`, does the same for pages on their way
-to the active list. The lists themselves are kept without delay here.
+to the active list; a third, `lazyfree`, for those that MADV_FREE gave away, which are on a list meanwhile, so that
+nothing drains it before a write copies them. The lists themselves are kept without delay here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class LruBatches:
         self._holder: dict[int, int] = {}
         #: `cpu_fbatches.activate`: pages that were on a list when they were marked; a page may be in twice.
         self._activating: dict[int, list[int]] = {}
+        #: `cpu_fbatches.lru_lazyfree`.
+        self._lazy: dict[int, list[int]] = {}
 
     def add(self, cpu: int, pfn: int) -> None:
         """`folio_add_lru` on a CPU."""
@@ -46,6 +49,13 @@ class LruBatches:
         if len(batch) == self._batch_pages:
             del self._activating[cpu]
 
+    def lazyfree(self, cpu: int, pfn: int) -> None:
+        """`folio_mark_lazyfree` on a CPU, of a page that is on a list."""
+        batch = self._lazy.setdefault(cpu, [])
+        batch.append(pfn)
+        if len(batch) == self._batch_pages:
+            del self._lazy[cpu]
+
     def added_on(self, pfn: int) -> int | None:
         """The CPU in whose `lru_add` batch a page is."""
         return self._holder.get(pfn)
@@ -59,14 +69,15 @@ class LruBatches:
         if self._holder:
             for pfn in pfns.tolist():
                 self._holder.pop(pfn, None)
-        if self._activating:
-            gone = set(pfns.tolist())
-            for cpu, batch in self._activating.items():
-                self._activating[cpu] = [NIL if pfn in gone else pfn for pfn in batch]
+        for batches in (self._activating, self._lazy):
+            gone = set(pfns.tolist()) if batches else set()
+            for cpu, batch in batches.items():
+                batches[cpu] = [NIL if pfn in gone else pfn for pfn in batch]
 
     def drain(self, cpu: int) -> None:
         """`lru_add_drain` on a CPU."""
         self._activating.pop(cpu, None)
+        self._lazy.pop(cpu, None)
         self._empty(cpu)
 
     def _empty(self, cpu: int) -> None:
@@ -80,6 +91,7 @@ class LruBatches:
         self._batches.clear()
         self._holder.clear()
         self._activating.clear()
+        self._lazy.clear()
 
     def holds(self, pfn: int) -> bool:
         """Whether the batch of some CPU has a reference to the page."""
@@ -87,22 +99,23 @@ class LruBatches:
 
     def held_elsewhere(self, pfn: int, cpu: int) -> bool:
         """Whether the page stays held after the CPU drained its own batch, which it does if any batch holds
-        the page.
+        the page before it is on a list.
         """
-        if pfn not in self._holder:
-            return False
-        self.drain(cpu)
-        return pfn in self._holder
+        if pfn in self._holder:
+            self.drain(cpu)
+        return pfn in self._holder or any(pfn in batch for batch in self._lazy.values())
 
     def snapshot(self) -> list[Any]:
         """Plain form."""
         batches = [[cpu, list(self._batches[cpu])] for cpu in sorted(self._batches)]
         activating = [[cpu, list(self._activating[cpu])] for cpu in sorted(self._activating)]
-        return [batches, [[pfn, self._holder[pfn]] for pfn in sorted(self._holder)], activating]
+        lazy = [[cpu, list(self._lazy[cpu])] for cpu in sorted(self._lazy)]
+        return [batches, [[pfn, self._holder[pfn]] for pfn in sorted(self._holder)], activating, lazy]
 
     def restore(self, snapshot: list[Any]) -> None:
         """Take over a snapshot."""
-        batches, holders, activating = snapshot
+        batches, holders, activating, lazy = snapshot
+        self._lazy = {int(cpu): [int(pfn) for pfn in pfns] for cpu, pfns in lazy}
         self._activating = {int(cpu): [int(pfn) for pfn in pfns] for cpu, pfns in activating}
         self._batches = {int(cpu): [int(pfn) for pfn in pfns] for cpu, pfns in batches}
         self._holder = {int(pfn): int(cpu) for pfn, cpu in holders}

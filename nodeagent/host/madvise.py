@@ -116,11 +116,11 @@ def _free(memory: Memory, task: Task, part: Vma) -> int:
         swap_cache.free_swap_and_cache(memory, int(entries[offset]) >> PTE_PFN_SHIFT)
         entries[offset] = 0
     for offset in np.flatnonzero(entries & np.uint32(PTE_PRESENT)).tolist():
-        _free_page(memory, part.slot + offset)
+        _free_page(memory, task.cpu, part.slot + offset)
     return 0
 
 
-def _free_page(memory: Memory, slot: int) -> None:
+def _free_page(memory: Memory, cpu: int, slot: int) -> None:
     """`madvise_free_pte_range` of one page, and `lru_lazyfree_fn`."""
     pte, frames = memory.page_table.pte, memory.frames
     pfn = int(pte[slot]) >> PTE_PFN_SHIFT
@@ -137,6 +137,7 @@ def _free_page(memory: Memory, slot: int) -> None:
     frames.flags[pfn] &= np.uint16(0xFFFF ^ (PG_ACTIVE | PG_REFERENCED))
     frames.flags[pfn] |= np.uint16(PG_FILE)
     memory.lru_add(pfn)
+    memory.lru_batches.lazyfree(cpu, pfn)
     memory.vmstat.add("pglazyfree")
 
 

@@ -155,14 +155,21 @@ def _free_cached(memory: Memory, pfn: int, sc: ScanControl) -> bool:
 
 
 def _swap_out_shmem(memory: Memory, pfn: int, sc: ScanControl) -> bool:
-    """`shmem_writepage`: the object remembers the slot, the entries of the page table nothing."""
+    """`shmem_writepage`: the object remembers the slot, the entries of the page table nothing. A page that nobody
+    wrote to is forgotten: zeros are cheaper made than read.
+    """
     frames = memory.frames
-    holder = memory.page_cache.of(int(frames.object_id[pfn]))
+    holder, index = memory.page_cache.of(int(frames.object_id[pfn])), int(frames.object_index[pfn])
+    if sc.may_swap and _was_only_read(memory, pfn):
+        _unmap(memory, pfn)
+        if _held(memory, pfn, sc):
+            return _keep(memory, pfn, activate=False)
+        release(memory, holder, index)
+        return True
     if not sc.may_swap or not memory.swap.free_pages:
         return _keep(memory, pfn, activate=bool(sc.may_swap))
     _unmap(memory, pfn)
     slot = swap_cache.add_to_swap(memory, pfn)
-    index = int(frames.object_index[pfn])
     del holder.pages[index]
     holder.swapped[index] = slot
     memory.swap.duplicate(slot)
@@ -172,6 +179,16 @@ def _swap_out_shmem(memory: Memory, pfn: int, sc: ScanControl) -> bool:
     if memory.story is not None:
         memory.story.swapped(pfn, slot)
     return _free_cached(memory, pfn, sc)
+
+
+def _was_only_read(memory: Memory, pfn: int) -> bool:
+    """Neither dirty, nor written before: it never was."""
+    dirty = bool(int(memory.frames.flags[pfn]) & PG_DIRTY) or int(memory.frames.version[pfn]) > 0
+    slot = int(memory.frames.rmap[pfn])
+    while slot and not dirty:
+        dirty = bool(int(memory.page_table.pte[slot]) & PTE_DIRTY)
+        slot = int(memory.page_table.rmap_next[slot])
+    return not dirty
 
 
 def _discard(memory: Memory, pfn: int, sc: ScanControl) -> bool:

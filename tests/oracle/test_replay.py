@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def write(path: Path, *programs: list[tuple[str, str]]) -> Path:
     return path
 
 
-def verdict_of(tmp_path: Path, *pairs: tuple[str, str]) -> Verdict:
+def verdict_of(tmp_path: Path, *pairs: tuple[str, str], **machine: str) -> Verdict:
     (program,) = read_recording(write(tmp_path / "r.jsonl", list(pairs)))
-    return replay(program, validate=True)
+    return replay(replace(program, machine=machine), validate=True)
 
 
 TOUCHED = [("cpu 1", "cpu 0"), ("mmap 0 4 pa", "mmap 0"), ("touch 0 0 3 w", "touch 0")]
@@ -367,6 +368,34 @@ def test_a_held_page_is_not_moved(tmp_path: Path) -> None:
     pairs = [*TOUCHED, ("hold", "hold 0"), ("move 0 0 3 2 2", "move 0 -13*3")]
     pairs += [("release", "release 0"), ("move 0 0 3 2 2", "move 0 2*3")]
     assert verdict_of(tmp_path, *pairs).disagreement is None
+
+
+def test_a_page_of_two_tasks_is_moved_for_each(tmp_path: Path) -> None:
+    """As recorded: a change of the cpuset takes 0 to 2 and 2 to 3 with each task, the child of `hold` too."""
+    pairs = [("cpu 0", "cpu 0"), ("mmap 0 1 pa", "mmap 0"), ("cpuset 0,2", "cpuset 0")]
+    pairs += [("touch 0 0 1 w", "touch 0"), ("hold", "hold 0"), ("cpuset 2,3", "cpuset 0")]
+    assert verdict_of(tmp_path, *pairs, ("where 0 0 1", "where 0 3*1")).disagreement is None
+
+
+def test_pages_given_away_are_copied_when_their_batch_holds_them(tmp_path: Path) -> None:
+    """As recorded: MADV_FREE puts 15 pages at a time on their way; the last three of 33 are held, and after a
+    fork a write copies them.
+    """
+    pairs = [("cpu 0", "cpu 0"), ("mmap 0 33 pa", "mmap 0"), ("touch 0 0 33 w", "touch 0")]
+    pairs += [("forkwrite 0 13 1", "forkwrite 0 | child where 0 0*1"), ("setpol 2 3", "setpol 0")]
+    pairs += [("madvise 0 0 33 8", "madvise 0"), ("touch 0 0 33 w", "touch 0")]
+    assert verdict_of(tmp_path, *pairs, ("where 0 0 33", "where 0 0*30,3*3")).disagreement is None
+
+
+def test_shared_memory_that_was_only_read_is_not_swapped(tmp_path: Path) -> None:
+    """As recorded: its pages are forgotten, so that a fault makes new ones; the two that were written are read."""
+    pairs = [("cpu 0", "cpu 0"), ("mmap 0 16 sa", "mmap 0"), ("touch 0 6 2 w", "touch 0")]
+    pairs += [
+        ("faults 0 0 16 r", "faults 14 0"),
+        ("reclaim 1000", "reclaim -11"),
+        ("faults 0 0 16 w", "faults 14 2"),
+    ]
+    assert verdict_of(tmp_path, *pairs, swap="ram").disagreement is None
 
 
 def test_filled_nodes_are_passed_over(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_asking_drains_the_own_batch():
     batches.add(0, 7)
     batches.add(0, 8)
     assert not batches.held_elsewhere(7, cpu=0)
-    assert batches.snapshot() == [[], [], []]
+    assert batches.snapshot() == [[], [], [], []]
 
 
 def test_asking_for_a_page_that_nobody_holds_drains_nothing():
@@ -50,9 +50,9 @@ def test_draining_all_and_snapshots():
     batches.add(0, 5)
     copy = LruBatches()
     copy.restore(batches.snapshot())
-    assert copy.snapshot() == batches.snapshot() == [[[0, [5]], [1, [3]]], [[3, 1], [5, 0]], []]
+    assert copy.snapshot() == batches.snapshot() == [[[0, [5]], [1, [3]]], [[3, 1], [5, 0]], [], []]
     batches.drain_all()
-    assert batches.snapshot() == [[], [], []]
+    assert batches.snapshot() == [[], [], [], []]
 
 
 def test_the_activate_batch_holds_its_pages_too():
@@ -75,6 +75,20 @@ def test_the_activate_batch_holds_its_pages_too():
     assert [pfn for pfn in range(16) if batches.holds(pfn)] == []
     batches.drain(1)
     assert not batches.holds(99)
+
+
+def test_the_lazyfree_batch_is_not_drained_by_a_write():
+    """Its pages are on a list (`do_wp_page` drains only for those that are not)."""
+    batches = LruBatches()
+    for pfn in range(LINUX_6_1.folio_batch_pages + 2):
+        batches.lazyfree(0, pfn)
+    assert [pfn for pfn in range(20) if batches.held_elsewhere(pfn, cpu=0)] == [15, 16]
+    batches.forget(np.array([15]))
+    copy = LruBatches()
+    copy.restore(batches.snapshot())
+    assert (copy.snapshot(), copy.held_elsewhere(15, 0)) == (batches.snapshot(), False)
+    batches.drain(0)
+    assert not batches.held_elsewhere(16, cpu=0)
 
 
 def test_a_batch_of_later_kernels_is_larger():

@@ -31,6 +31,7 @@ from oracle_programs import (
     Builder,
     Step,
 )
+from oracle_ranges import ranges
 
 
 def _cpu(b: Builder) -> None:
@@ -517,6 +518,7 @@ KINDS: dict[str, Kind] = {
     "weighted": Kind(weighted),
     "many": Kind(many),
     "remap": Kind(remap),
+    "ranges": Kind(ranges),
     "pressure": Kind(pressure, boot.Setup(swap="ram", slow_nodes=2, demotion_enabled=True)),
 }
 
