@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from privmem.cluster.results import pool_plots
+from privmem.cluster.results import cram_plots, pool_plots
 from privmem.cluster.results.figures import (
     DASHES,
     PALETTE,
@@ -77,6 +77,7 @@ class Material:
     grants: dict[str, dict[str, Track]]
     #: Device -> host -> the scheduler's samples.
     asked: dict[str, dict[str, Track]]
+    cram: list[cram_plots.Node]
     #: "host", nid -> class of the device behind it; name -> class; names of private nodes.
     node_class: dict[tuple[str, int], str]
     device_class: dict[str, str]
@@ -99,12 +100,14 @@ class Material:
         asked: dict[str, dict[str, Track]] = {}
         for (device, host), track in tracks_of(tables["scheduler"], ("device", "host")).items():
             asked.setdefault(device, {})[host] = track
+        devices = {name: track for (name,), track in tracks_of(tables["device"], ("device",)).items()}
         return cls(
             hosts={host: track for (host,), track in tracks_of(tables["host"], ("host",)).items()},
             nodes=nodes,
-            devices={name: track for (name,), track in tracks_of(tables["device"], ("device",)).items()},
+            devices=devices,
             grants=_grants(summary, asked, nodes),
             asked=asked,
+            cram=cram_plots.nodes_of(summary, tables, devices),
             node_class=node_class,
             device_class=device_class,
             private=private,
@@ -125,6 +128,7 @@ def all_figures(summary: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> t
     material = Material.of(summary, tables)
     makers = (
         *(occupancy, access_nodes, latency, faults, migrations, ratio, fill),
+        *(cram_capacity, cram_states, cram_lost),
         *(pool, pool_shares, pool_saving, loaded, traffic),
     )
     return [in_larger_unit(make(material)) for make in makers], material
@@ -312,6 +316,21 @@ def pool_shares(m: Material) -> Figure:
 def pool_saving(m: Material) -> Figure:
     """What sharing pools saves."""
     return pool_plots.sharing(m.grants, m.grid, m.axis)
+
+
+def cram_capacity(m: Material) -> Figure:
+    """What fits into compressed RAM."""
+    return cram_plots.capacity(m.cram, m.grid, m.axis)
+
+
+def cram_states(m: Material) -> Figure:
+    """What state its service is in."""
+    return cram_plots.states(m.cram, m.grid, m.axis)
+
+
+def cram_lost(m: Material) -> Figure:
+    """What was lost because it was written in place."""
+    return cram_plots.lost(m.cram, m.grid, m.axis)
 
 
 def loaded(m: Material) -> Figure:

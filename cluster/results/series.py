@@ -34,6 +34,22 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "scheduler": (("epoch", "time_ns", "device", "host"), ("granted_pages", "refused")),
 }
+#: Tables that only some runs have.
+FURTHER_TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cram": (
+        ("epoch", "time_ns", "host", "nid"),
+        (
+            "service",
+            "state",
+            "shown_pages",
+            "usable_pages",
+            "resident_pages",
+            "room_pages",
+            "ratio",
+            "lost_pages",
+        ),
+    ),
+}
 _NAMES = ("host", "device")
 
 
@@ -76,7 +92,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    keys, least = TABLES.get(name, (("epoch", "time_ns"), ()))
+    keys, least = (TABLES | FURTHER_TABLES).get(name, (("epoch", "time_ns"), ()))
     further = sorted({column for row in rows for column in row} - {*keys, *least})
     table = pa.table({column: _column(column, rows) for column in [*keys, *least, *further]})
     return table.sort_by([(key, "ascending") for key in keys if key != "epoch"])

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
+from privmem.cluster.results.cram_table import service_lines
 from privmem.cluster.results.series import natural, short_name
 
 PAGES_PER_MIB = 256
@@ -34,6 +35,7 @@ MOVES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("extents refused", ("extents_refused",)),
     ("extents given back", ("extents_released",)),
     ("processes killed for want of memory", ("oom_kill",)),
+    ("accesses to pages that were lost", ("sigbus",)),
 )
 
 
@@ -44,6 +46,9 @@ def format_table(summary: Mapping[str, Any]) -> str:
     blocks = ["\n".join(_host(name, host, devices)) for name, host in shown.items()]
     if hosts:
         blocks.append("\n".join(_moves(hosts, shown)))
+    services = service_lines(shown)
+    if services:
+        blocks.append("\n".join(services))
     if len(hosts) > len(shown):
         blocks.append(f"and {len(hosts) - len(shown)} more hosts, in summary.json")
     stores = [device_line(name, device) for name, device in devices.items() if device.get("pages_stored")]
@@ -122,7 +127,7 @@ def _moves(hosts: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
     lines = ["pages and extents".ljust(width) + "".join(f"{name[: cell - 1]:>{cell}}" for name in names)]
     for label, events in MOVES:
         everywhere = sum(moved(host, events) for host in hosts.values())
-        if not everywhere and label.startswith("processes"):
+        if not everywhere and label.startswith(("processes", "accesses")):
             continue
         counts = [moved(host, events) for host in shown.values()] + [everywhere]
         lines.append(label.ljust(width) + "".join(f"{n:>{cell}}" for n in counts[: len(names)]))

@@ -99,6 +99,9 @@ def work(memory: Memory, start_ns: int, until_ns: int, kill: balloon.Kill) -> No
             _converge(memory, cram, start_ns, until_ns, kill)
     for cram, state in zip(controlled, states, strict=True):
         cram.state_ns[state] += until_ns - start_ns
+        usable_pages = memory.nodes[cram.nid].usable_pages
+        least = cram.usable_least_pages
+        cram.usable_least_pages = usable_pages if least < 0 else min(least, usable_pages)
 
 
 def _converge(memory: Memory, cram: CramNode, start_ns: int, until_ns: int, kill: balloon.Kill) -> None:
@@ -122,6 +125,7 @@ def sample(memory: Memory, cram: CramNode) -> dict[str, int]:
         "state": int(state_of(memory, cram)),
         "shown_pages": cram.total_pages,
         "usable_pages": node.usable_pages,
+        "usable_least_pages": cram.usable_least_pages,
         "balloon_target_pages": cram.target_pages,
         "balloon_pages": cram.balloon_pages,
         "resident_pages": node.managed_pages - node.free_pages - cram.balloon_pages,

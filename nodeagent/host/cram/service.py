@@ -119,6 +119,8 @@ class CramNode:
     device_used_bytes: int = 0
     busy_until_ns: int = 0
     state_ns: list[int] = field(default_factory=lambda: [0] * len(STATES))
+    #: The least that could be used of it so far; -1 at first.
+    usable_least_pages: int = -1
     written_in_place_pages: int = 0
 
     @property
