@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from privmem.cluster.litmus.world import World, check
@@ -45,7 +46,9 @@ def _unplug(world: World, _actor: str, values: Values) -> None:
 
 
 def _cgroup(world: World, _actor: str, values: Values) -> None:
-    world.kernel.create_cgroup(values["word"], values.get("cgroup", ""))
+    if values["word"] in world.kernel.cgroups:
+        raise OSError(errno.EEXIST, "EEXIST")
+    world.kernel.create_cgroup(values["word"], values.get("parent", ""))
 
 
 def _mems(world: World, _actor: str, values: Values) -> None:
@@ -101,7 +104,7 @@ VERBS = [
         "all memory of the node goes offline, or the range that was added from that page; its pages move out",
     ),
     ("unplug NODE", _unplug, "offline, and remove"),
-    ("cgroup WORD [in CGROUP]", _cgroup, "make a cgroup"),
+    ("cgroup WORD [in PARENT:CGROUP]", _cgroup, "make a cgroup"),
     ("mems CGROUP NODES", _mems, "write cpuset.mems"),
     ("memory_reclaim CGROUP SIZE", _memory_reclaim, "write memory.reclaim: EAGAIN when less could be had"),
     ("memory_max CGROUP SIZE", _memory_max, "write memory.max; `admin: write .../memory.max max` lifts it"),

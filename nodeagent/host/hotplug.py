@@ -18,7 +18,7 @@ import numpy as np
 from privmem.nodeagent.host import hugetlb, hugetlb_move, kmem
 from privmem.nodeagent.host.cram import balloon
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
-from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_LRU
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_LRU, PG_UNINVITED
 from privmem.nodeagent.host.memory import Memory, Node
 from privmem.nodeagent.host.migrate import move_to_frames
 from privmem.nodeagent.host.page_alloc import AllocContext, alloc_page, free_unused_page
@@ -94,6 +94,21 @@ class Hotplug:
         else:
             self.claims[nid] = claim
         self._retake(nid, self.memory.topology.node(nid).zone)
+        self._keep_residents(nid)
+
+    def _keep_residents(self, nid: int) -> None:
+        """Pages that came in by a right that the claim has no more stay where they are: as pages of the owner, who
+        let them in, so that a recount does not take them for leaks.
+        """
+        resolver, frames, node = self.memory.resolver, self.memory.frames, self.memory.nodes[nid]
+        if not node.private:
+            return
+        span = slice(node.start_pfn, node.start_pfn + node.spec.span_pages)
+        used = (frames.flags[span] & np.uint16(PG_ALLOCATED | PG_UNINVITED)) == PG_ALLOCATED
+        for value in np.unique(frames.reason[span][used]).tolist():
+            asked = AllocRequest(nid, 1 << nid, Reason(value), this_node=True, private=True)
+            if value != Reason.HUGETLB and not resolver.design.invited(asked, resolver.topology.node(nid)):
+                frames.reason[span][used & (frames.reason[span] == value)] = int(Reason.OWNER)
 
     def claim_at_boot(self, nid: int, features: Feature) -> None:
         """`private_node=`: memory that firmware reported belongs to nobody's driver, and is private from now

@@ -55,15 +55,21 @@ def test_sums_and_counters(kernel):
     bound(kernel)
     assert kernel.sysfs.read("/proc/meminfo").split("\n")[0] == f"MemTotal: {(1024 + 256) * 4} kB"
     lines = kernel.sysfs.read(f"/sys/devices/system/node/node{P}/vmstat").split("\n")
-    assert lines[:6] == [
+    assert lines[:12] == [
         "nr_free_pages 248",
         "nr_inactive_anon 8",
         "nr_active_anon 0",
         "nr_inactive_file 0",
         "nr_active_file 0",
         "nr_unevictable 0",
+        "nr_anon_pages 8",
+        "nr_mapped 0",
+        "nr_file_pages 0",
+        "nr_shmem 0",
+        "nr_page_table_pages 0",
+        "nr_anon_transparent_hugepages 0",
     ]
-    assert lines[6].startswith("numa_hit ")
+    assert lines[12].startswith("numa_hit ")
     assert kernel.sysfs.read("/sys/devices/system/node/node9/vmstat") == -errno.ENOENT
 
 
