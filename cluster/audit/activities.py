@@ -75,6 +75,8 @@ class Activity:
     balancing: int = 0
     #: Frames that the activity took as an owner on purpose.
     own: Callable[[Scene], set[int]] = no_frames
+    #: On which private nodes pages may be worked on in place; None: where they may land.
+    works: Callable[[Scene], set[int]] | None = None
 
 
 # -- faults and bare allocations
@@ -445,7 +447,9 @@ def _memory_failure(scene: Scene, notes: list[str]) -> None:
         vma = process.task.mm.find(addr >> PAGE_SHIFT)
         assert vma is not None
         pfn = int(memory.page_table.pte[vma.slot_of(addr >> PAGE_SHIFT)]) >> 5
-        notes.append(f"node {nid}: {scene.kernel.memory_failure(pfn).told or 'nobody'} told")
+        told = scene.kernel.memory_failure(pfn).told
+        scene.reckoned[nid] = int(not told)
+        notes.append(f"node {nid}: {told or 'nobody'} told")
 
 
 def _errno(result: int) -> str:
@@ -454,7 +458,7 @@ def _errno(result: int) -> str:
 
 USER = (Feature.USER_NUMA,)
 
-ACTIVITIES: tuple[Activity, ...] = (
+MOVING: tuple[Activity, ...] = (
     Activity("page fault, no policy", "blocked everywhere", _faults),
     Activity("alloc_pages_node(P)", "falls over to a general node", _alloc(False), zone=ZONE_NORMAL),
     Activity(
@@ -524,7 +528,7 @@ ACTIVITIES: tuple[Activity, ...] = (
     Activity("khugepaged", "never", _collapse(True)),
     Activity("MADV_COLLAPSE", "by design", _collapse(False), wished(Feature.COLLAPSE, Feature.USER_NUMA)),
     Activity("DAMON", "only with the bit", _damon, wished(Feature.DAMON, Feature.MIGRATION)),
-    Activity("long-term pin", "in place with the bit, else ENOMEM", _pin, nobody),
+    Activity("long-term pin", "in place with the bit, else ENOMEM", _pin, works=wished(Feature.LONGTERM_PIN)),
     Activity("user moves onto P", "only where the node opted in", _move_onto, wished(*USER)),
     Activity(
         "user moves off P",
@@ -541,5 +545,7 @@ ACTIVITIES: tuple[Activity, ...] = (
         first_private,
         zone=ZONE_NORMAL,
     ),
-    Activity("memory failure", "the owner is told", _memory_failure, lambda scene: set(scene.private)),
+    Activity(
+        "memory failure", "the owner is told", _memory_failure, lambda scene: set(scene.private), works=nobody
+    ),
 )

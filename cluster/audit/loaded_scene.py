@@ -41,6 +41,8 @@ class LoadedScene(Scene):
         self.residents = {}
         self.before = {}
         self.held_before = {}
+        self.states_before = {}
+        self.reckoned = {}
         self._found = (memory.demotion_enabled, memory.numa_balancing.mode)
         self._refused_ns = {nid: node.refused_until_ns for nid, node in memory.nodes.items()}
         for node in memory.nodes.values():

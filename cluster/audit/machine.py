@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from privmem.cluster.audit.traces import PageState, state_of, worked_on
 from privmem.cluster.config.checks_design import wished_features
 from privmem.cluster.config.distances import distance_matrix
 from privmem.cluster.config.models import Config, class_name, seen_bytes
@@ -98,6 +99,10 @@ class Scene:
         self.before: dict[int, set[int]] = {}
         #: Those of them that the kernel or a driver held.
         self.held_before: dict[int, set[int]] = {}
+        #: How their frames were, to see who works on them in place.
+        self.states_before: dict[int, PageState] = {}
+        #: Node -> pages that the kernel reckoned with, or kept from their owner, with no trace on the frames.
+        self.reckoned: dict[int, int] = {}
 
     def settle(self) -> None:
         """Residents on every private node, by the owner's own mapping of its device."""
@@ -109,6 +114,15 @@ class Scene:
         """What is in use now was put there by the audit itself."""
         self.before = self.frames()
         self.held_before = self.frames(PG_HELD)
+        self.states_before = {
+            pfn: state_of(self.kernel.memory, pfn) for frames in self.before.values() for pfn in frames
+        }
+
+    def traces(self, nid: int, stayed: set[int]) -> dict[int, list[str]]:
+        """Of the frames that hold the page that they held before: which services worked on them in place."""
+        memory = self.kernel.memory
+        found = {pfn: worked_on(self.states_before[pfn], state_of(memory, pfn)) for pfn in sorted(stayed)}
+        return {pfn: services for pfn, services in found.items() if services}
 
     def taken_over(self, nid: int) -> set[int]:
         """Frames in use before that the kernel or a driver holds now: what was in them had to go."""

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from privmem.cluster.assembly import make_plan
-from privmem.cluster.audit.activities import ACTIVITIES, Activity
+from privmem.cluster.audit.activities import Activity
+from privmem.cluster.audit.catalogue import ACTIVITIES
 from privmem.cluster.audit.loaded_scene import LoadedScene
 from privmem.cluster.audit.machine import AuditMachine, machine_of
 from privmem.cluster.audit.matrix import Cell, audit_cell, judge

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
-from privmem.cluster.audit import AuditMachine, Cell, audit, machine_of
-from privmem.cluster.audit.activities import ACTIVITIES
+from privmem.cluster.audit import AuditMachine, Cell, audit, letters_of, machine_of
+from privmem.cluster.audit.catalogue import ACTIVITIES
 from privmem.cluster.audit.under_load import audit_under_load
 from privmem.cluster.cli import add_plugin_argument
 from privmem.cluster.cli.audit_load import print_under_load
@@ -16,7 +18,9 @@ from privmem.cluster.config import load_config
 from privmem.cluster.config.tree import Unreadable, read_yaml
 from privmem.cluster.errors import ConfigError
 from privmem.cluster.litmus.machine import Reader
-from privmem.scheduler.isolation import select_designs
+from privmem.scheduler.isolation import get_design, select_designs
+
+_LEGEND_WIDTH = 99
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--design: {error.args[0]}") from None
     if args.load:
         return _run_under_load(args, designs)
-    cells = audit(_machine(Path(args.config), args.plugins), designs, args.text or args.open)
+    machine = _machine(Path(args.config), args.plugins)
+    cells = audit(machine, designs, args.text or args.open)
     if not cells:
         raise ConfigError(f"no activity's name holds {args.text or args.open!r}")
     if args.json:
@@ -56,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.open:
         _print_trips(cells)
     else:
-        _print_matrix(cells, designs)
+        print(matrix_text(cells, designs, letters_of(machine)))
     return 0
 
 
@@ -98,18 +103,29 @@ def _machine(path: Path, plugins: list[Path]) -> AuditMachine:
     return audited
 
 
-def _print_matrix(cells: list[Cell], designs: list[str]) -> None:
-    """Activities by designs: pages that landed on a private node, or left one, without being invited."""
-    rows: dict[str, dict[str, Cell]] = {}
+def matrix_text(cells: list[Cell], designs: list[str], letters: Mapping[str, str]) -> str:
+    """Activities by designs: pages that landed on a private node, left one, or were worked on there, without
+    being invited. One column a design, under the name of its version; a letter a device class.
+    """
+    labels = {name: get_design(name).label for name in designs}
+    rows: dict[str, dict[str, str]] = {"": labels}
     for cell in cells:
-        rows.setdefault(cell.activity, {})[cell.design] = cell
-    widths = {d: max(len(d), *(len(row[d].text()) for row in rows.values())) for d in designs}
+        rows.setdefault(cell.activity, {})[cell.design] = cell.short(letters)
+    rows["pages in all"] = {d: str(sum(c.leaks for c in cells if c.design == d)) for d in designs}
     first = max(len(name) for name in rows)
-    print(" " * first, *(d.ljust(widths[d]) for d in designs), sep="  ")
-    for name, row in rows.items():
-        print(name.ljust(first), *(row[d].text().ljust(widths[d]) for d in designs), sep="  ")
-    total = {d: sum(row[d].leaks for row in rows.values()) for d in designs}
-    print("pages in all".ljust(first), *(str(total[d]).ljust(widths[d]) for d in designs), sep="  ")
+    widths = {d: max(len(row[d]) for row in rows.values()) for d in designs}
+    lines = [
+        "  ".join((name.ljust(first), *(row[d].ljust(widths[d]) for d in designs)))
+        for name, row in rows.items()
+    ]
+    legend = [
+        "pages, uninvited: +N landed on private nodes of these classes, -N left them, ~N worked on in place",
+        "classes: " + ", ".join(f"{letter} {kind}" for kind, letter in letters.items()),
+        *textwrap.wrap(
+            "designs: " + ", ".join(f"{label} {name}" for name, label in labels.items()), _LEGEND_WIDTH
+        ),
+    ]
+    return "\n".join(line.rstrip() for line in (*lines, "", *legend))
 
 
 def _print_trips(cells: list[Cell]) -> None:
@@ -119,5 +135,8 @@ def _print_trips(cells: list[Cell]) -> None:
             print(f"  not run: {cell.not_run}")
         if cell.notes:
             print(f"  answers: {', '.join(cell.notes)}")
+        if cell.services:
+            done = ", ".join(f"{count} {service}" for service, count in cell.services.items())
+            print(f"  in place: {done}")
         for line in cell.trip:
             print(f"  {line}")
