@@ -8,6 +8,8 @@ from pathlib import Path
 
 from kernel_box import D0, HUGE, VPN, Box, P, hugetlb_mmap
 
+from privmem.cluster.oracle.machine import Machine
+from privmem.cluster.oracle.ops import parse_op
 from privmem.nodeagent.device.compression import CompressionEngine
 from privmem.nodeagent.host import contig, filemap, hugetlb, khugepaged, syscalls, thp
 
@@ -109,3 +111,12 @@ def test_pool_pages_stay_in_a_contiguous_range():
     assert box.touch(1) == 0
     # Linux: 0, the page moved
     assert contig.alloc_contig_range(box.memory, box.pfn(), HUGE, "tracer") == -errno.EBUSY
+
+
+def test_unlocked_pages_are_reclaimed_at_once():
+    """As a real Linux was asked, which answered `ptes 0*11,1*1,0*4`."""
+    machine = Machine(settings={"swap": "ram", "slow_nodes": 2, "demotion_enabled": True})
+    ops = ("cpu 0", "mmap 0 16 pa", "mlock 0 6 7 1", "mlock 0 11 1 0", "munlock 0 7 2", "munlock 0 0 16")
+    for op in (*ops, "demotion off", "reclaim 1000"):
+        machine.run(parse_op(op))
+    assert machine.run(parse_op("ptes 0 0 16")) == "ptes 0*11,2*1,0*4"
