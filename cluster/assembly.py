@@ -227,6 +227,7 @@ class _Assembly:
             "link_bandwidth": node.link_bandwidth_bytes_per_s or 0,
             "request_pages": (device.request_bytes or 0) // PAGE_SIZE,
             "report_use": device.give_back == "coldest",
+            **_owner(node, device),
             **_service(node, device),
         }
 
@@ -452,6 +453,13 @@ def _synthetic(workload: Any) -> dict[str, Any]:
             spec["period_accesses"] = workload.period_accesses
             spec["move_pages"] = workload.move_pages
     return spec
+
+
+def _owner(node: NodeConfig, device: DeviceConfig) -> dict[str, Any]:
+    """What the owner of a private node does with accessed bits."""
+    if not node.private or not (device.pooled or node.owner_demotes):
+        return {}
+    return {"owner_period_ns": node.owner_period_ns, "owner_demotes": node.owner_demotes}
 
 
 def _calls(stream: dict[str, Any]) -> dict[str, Any]:

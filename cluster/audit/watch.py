@@ -105,8 +105,9 @@ class Watch:
             policy = program.task.policy if program else None
             named = policy is not None and nodemask.has(policy.nodes, nid)
             return named and Feature.USER_NUMA in self.wishes[nid]
-        if reason is Reason.OWNER and host.memory.cram.owns(nid):
-            return True  # the node's own service, which in the latest version takes pages from reclaim
+        service = host.memory.cram.owns(nid) or host.memory.nodes[nid].spec.owner_demotes
+        if reason is Reason.OWNER and service:
+            return True  # whose node it is: it takes cold pages by requests of its own
         kind = _OWNERS.get(reason)
         return kind is not None and any(
             calls["nid"] == nid

@@ -186,6 +186,9 @@ def _node(node: NodeConfig, here: Path) -> Iterator[Mistake]:
     if node.features and not node.private:
         text = wrong("features of a public node, which has all", "with `private: true` only")
         yield Mistake(features, text, (features, private))
+    if node.owner_demotes and (not node.private or isinstance(node.memory, CompressedRam)):
+        text = wrong("an owner of a public node or of compressed RAM, whose service has rules", "false")
+        yield Mistake((*here, "owner_demotes"), text, ((*here, "owner_demotes"), private, memory))
     for n, feature in enumerate(node.features):
         if feature in node.features[:n]:
             yield Mistake((*features, n), wrong(f"{feature!r} twice", "once"))

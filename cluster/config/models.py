@@ -278,6 +278,16 @@ class NodeConfig(Model):
         "pages in place (`user_write`; without it the node is write-fenced). The others are services that "
         "only some isolation designs have a bit for; a design grants those that it knows.",
     )
+    owner_demotes: bool = Field(
+        default=False,
+        description="Whether the owner of a private node takes cold pages of ordinary nodes that are short of "
+        "memory, by requests of its own: deliberate tiering under every isolation design.",
+    )
+    owner_period_ns: Annotated[int, PERIOD] = Field(
+        default=100 * MS_NS,
+        description="How often the owner of a pooled private node, or of one with `owner_demotes`, looks at "
+        "accessed bits; pages accessed in two periods in a row go home.",
+    )
     service: Literal["lease", "v4", "F1", "F3"] = Field(
         default="lease",
         description="How compressed RAM is kept from overflowing. `lease`: the device promises room for so many "

@@ -70,7 +70,9 @@ class NodeSpec:
     link_bandwidth: int = 0
     request_pages: int = 0  # what the host asks a pool for at once; 0 for one extent
     report_use: bool = False  # the pool hears how often its memory is accessed
-    service: str = ""  # generation of the compressed RAM service that its device reports to; none: it is leased
+    owner_period_ns: int = 0  # how often its owner looks at accessed bits (far_memory.py); 0 for never
+    owner_demotes: bool = False  # whether the owner also takes cold pages of ordinary nodes
+    service: str = ""  # generation of the compressed RAM service that its device reports to; none: leased
     nominal_ratio: int = 0  # thousandths of what a compressed device shows against what it has
 
 
@@ -136,6 +138,8 @@ class Node:
         #: Extents that the host holds of a pooled device: (start, pages), in device pages, in order of
         #: arrival.
         self.extents: list[tuple[int, int]] = []
+        #: When its owner looks at accessed bits next.
+        self.next_sample_ns = 0
         #: After a refusal, no further request before this time.
         self.refused_until_ns = 0
         self.migrated_read_bytes = 0
@@ -199,8 +203,6 @@ class Memory:
         #: Start of the running second of the promotion rate limit, and the candidates counted before it.
         self.rate_window_ns = 0
         self.rate_window_start = 0
-        #: When the drivers look at accessed bits next.
-        self.next_sample_ns = 0
         #: Frame that whoever allocates now has a reference to; -1 for none. No state: it ends with the allocation.
         self.in_use = -1
         #: Set by a fault that found no memory, taken back by the OOM killer.
@@ -382,7 +384,6 @@ class Memory:
             "vmstat": dict(self.vmstat.count),
             "now_ns": self.now_ns,
             "charge_ns": self.charge_ns,
-            "next_sample_ns": self.next_sample_ns,
             "demotion_turn": self.demotion_turn,
             "rate_window": [self.rate_window_ns, self.rate_window_start],
             "lru_head": self.lru_head.copy(),
@@ -413,7 +414,6 @@ class Memory:
         self.vmstat.restore(snapshot["vmstat"])
         self.now_ns = snapshot["now_ns"]
         self.charge_ns = snapshot["charge_ns"]
-        self.next_sample_ns = snapshot["next_sample_ns"]
         self.demotion_turn = snapshot["demotion_turn"]
         self.rate_window_ns, self.rate_window_start = snapshot["rate_window"]
         for name in ("lru_head", "lru_tail", "lru_size", "nonresident_age", "numastat", "nr_accesses"):
@@ -437,6 +437,7 @@ _NODE_NUMBERS = (
     "credit_pages",
     "unacknowledged_pages",
     "refused_until_ns",
+    "next_sample_ns",
     "migrated_read_bytes",
     "migrated_write_bytes",
 )

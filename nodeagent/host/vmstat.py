@@ -30,6 +30,7 @@ EVENTS = (
     "pgpromote_candidate",
     "pgpromote_fence",  # by a write to a fenced page of compressed RAM (feature series F1)
     "pgpromote_fence_fail",  # ours: no memory for it; the fault is tried again
+    "pgdemote_owner",  # ours: pages that the driver that owns a node took from ordinary nodes
     "pgpromote_owner",  # ours: by the sampling of the driver that owns the node
     "pgmigrate_success",
     "pgmigrate_fail",

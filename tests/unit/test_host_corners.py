@@ -360,7 +360,7 @@ def test_what_was_written_through_a_mapping_that_is_gone_is_a_new_version():
     rack.call(calls.touch, task, 0, 1, True)
     rack.call(calls.touch, task, 10, 1, False)
     calls.munmap(memory, task, 0, 1)
-    memory.next_sample_ns = 1 << 60  # or the owner brings back at once what was used twice
+    memory.nodes[POOL].next_sample_ns = 1 << 60  # or the owner brings back at once what was used twice
     rack.call(numa.mbind, task, 10, 1, Mpol.BIND, 1 << POOL, MPOL_MF_MOVE)
     rack.step()
     assert [row[2] for row in rack.devices["device/d4"].held.values()] == [1]
