@@ -10,12 +10,17 @@ spared by rows that unplug; the OOM killer of an activity kills that activity's 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from privmem.cluster.audit.activities import NotRunnable
 from privmem.cluster.audit.machine import RESIDENT_PAGES, AuditMachine, Scene
 from privmem.nodeagent.host.host import Host
 from privmem.nodeagent.host.kernel import Kernel
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD
+from privmem.nodeagent.host.oom import ADJ_MIN
+from privmem.nodeagent.host.process import Process, Signalled
 from privmem.nodeagent.host.story import Story
 from privmem.scheduler.abi import Reason
 
@@ -36,7 +41,11 @@ class LoadedScene(Scene):
         self.kernel = Kernel.over(memory, machine.nodes, first_pid)
         if memory.story is None:
             memory.story = Story(memory)
-        self.private = {node.nid: node for node in machine.private if self._takes_part(node.nid, unplugs)}
+        self.private = {
+            node.nid: replace(node, pages=memory.nodes[node.nid].managed_pages)
+            for node in machine.private
+            if self._takes_part(node.nid, unplugs)
+        }
         self.home, self.away = machine.public[0], machine.public[1]
         self.residents = {}
         self.before = {}
@@ -47,6 +56,7 @@ class LoadedScene(Scene):
         self._refused_ns = {nid: node.refused_until_ns for nid, node in memory.nodes.items()}
         for node in memory.nodes.values():
             node.refused_until_ns = 1 << 62
+        self.kernel.kswapd(wake=True)  # as the run had it at the end of its slice
         self._switch(demotion, balancing)
 
     def of_device(self, nid: int) -> set[int]:
@@ -63,6 +73,20 @@ class LoadedScene(Scene):
             mine = np.flatnonzero((own & unheld)[node.start_pfn : end]) + node.start_pfn
             found |= set(mine.tolist()) - self.before.get(nid, set())
         return found
+
+    def settle_one(self, nid: int) -> None:
+        """As on an idle machine; the OOM killer spares the application, whose end would not be a leak."""
+        super().settle_one(nid)
+        self.residents[nid][0].task.oom_score_adj = ADJ_MIN
+
+    def moved_in(self, nid: int, nr_pages: int, aligned: bool = False) -> tuple[Process, int]:
+        """As on an idle machine, if the node has room for it."""
+        try:
+            return super().moved_in(nid, nr_pages, aligned)
+        except OSError as failure:
+            raise NotRunnable(f"node {nid} has no room: {failure}") from failure
+        except Signalled as end:
+            raise NotRunnable(f"no room for a process in ordinary memory: {end.signal.name}") from end
 
     def _takes_part(self, nid: int, unplugs: bool) -> bool:
         node = self.host.memory.nodes[nid]

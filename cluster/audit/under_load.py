@@ -20,7 +20,7 @@ from privmem.cluster.assembly import make_plan
 from privmem.cluster.audit.activities import Activity
 from privmem.cluster.audit.catalogue import ACTIVITIES
 from privmem.cluster.audit.loaded_scene import LoadedScene
-from privmem.cluster.audit.machine import AuditMachine, machine_of
+from privmem.cluster.audit.machine import AuditMachine, Scene, machine_of
 from privmem.cluster.audit.matrix import Cell, audit_cell, judge
 from privmem.cluster.audit.watch import Seen, Watch
 from privmem.cluster.config.models import Config
@@ -33,6 +33,8 @@ from privmem.nodeagent.device.device import Device
 from privmem.nodeagent.host.host import Host
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD
 from privmem.nodeagent.host.memory import Node
+from privmem.nodeagent.host.oom import ADJ_MIN
+from privmem.scheduler.abi import PAGE_SIZE
 
 #: Epochs that the run goes on for after an activity.
 EPOCHS_AFTER = 2
@@ -50,25 +52,28 @@ class LoadedCell:
     crowded: list[str]
     #: Device classes whose pages a hot-unplug moves away on the idle machine, if this activity unplugs.
     unplugged: list[str]
+    #: Where pages leak under load and not on the idle machine: the same with nothing running, but ordinary memory
+    #: filled to its watermarks by one process.
+    full: Cell | None = None
 
     @property
     def opened(self) -> bool:
-        """Whether pages leak under load where the idle machine leaks none: then the matrix does not hold."""
-        return bool(self.more) and not self.idle.leaks
+        """Whether pages leak under load where an idle machine leaks none, even a full one: then the matrix does not
+        hold.
+        """
+        return bool(self.more) and not self.idle.leaks and not (self.full and self.full.leaks)
 
     @property
     def more(self) -> list[str]:
         """Leaks that only the loaded machine shows."""
-        landed = [f"+{kind}" for kind in self.loaded.landed if kind not in self.idle.landed]
-        known = [*self.idle.left, *self.unplugged]
-        return landed + [f"-{kind}" for kind in self.loaded.left if kind not in known]
+        known = [*_leaks(self.idle), *(f"{sign}{kind}" for kind in self.unplugged for sign in "-~")]
+        return [leak for leak in _leaks(self.loaded) if leak not in known]
 
     @property
     def fewer(self) -> list[str]:
         """Leaks of the idle machine that the loaded one does not show, where the node took part."""
-        gone = [f"+{kind}" for kind in self.idle.landed if kind not in self.loaded.landed]
-        gone += [f"-{kind}" for kind in self.idle.left if kind not in self.loaded.left]
-        return [kind for kind in gone if kind[1:] not in self.crowded]
+        gone = [leak for leak in _leaks(self.idle) if leak not in _leaks(self.loaded)]
+        return [leak for leak in gone if leak[1:] not in self.crowded and not self.loaded.not_run]
 
     def plain(self) -> dict[str, Any]:
         """For --json."""
@@ -76,10 +81,17 @@ class LoadedCell:
             "idle": self.idle.plain(),
             "loaded": self.loaded.plain(),
             "crowded": self.crowded,
+            "full": self.full.plain() if self.full else None,
             "opened": self.opened,
             "more": self.more,
             "fewer": self.fewer,
         }
+
+
+def _leaks(cell: Cell) -> list[str]:
+    """What leaked: landed (+), left (-) or was worked on in place (~), and the device class."""
+    by_sign = (("+", cell.landed), ("-", cell.left), ("~", cell.touched))
+    return [f"{sign}{kind}" for sign, kinds in by_sign for kind in kinds]
 
 
 @dataclass(slots=True)
@@ -248,4 +260,26 @@ def _cell(
     if activity.name in _UNPLUG:
         unplug = next(other for other in ACTIVITIES if other.name == _UNPLUG[-1])
         unplugged = sorted(audit_cell(machine, design, unplug).left)
-    return LoadedCell(audit_cell(machine, design, activity), loaded, crowded, unplugged), epochs
+    cell = LoadedCell(audit_cell(machine, design, activity), loaded, crowded, unplugged)
+    if cell.opened:
+        cell.full = _full_cell(machine, design, activity)
+    return cell, epochs
+
+
+def _full_cell(machine: AuditMachine, design: str, activity: Activity) -> Cell:
+    """An activity on an idle machine whose ordinary memory somebody has filled."""
+    machine = machine.with_zone(activity.zone) if activity.zone else machine
+    scene = Scene(machine, design, demotion=activity.demotion, balancing=activity.balancing)
+    memory = scene.kernel.memory
+    nodes = [memory.nodes[node.nid] for node in machine.public]
+    hog = scene.user()
+    hog.task.oom_score_adj = ADJ_MIN
+    pages = sum(node.free_pages for node in nodes)
+    addr = scene.area(hog, pages)
+    while any(node.free_pages > node.wmark.low_pages for node in nodes):
+        hog.touch(addr, PAGE_SIZE)
+        addr += PAGE_SIZE
+    scene.settle()
+    cell = Cell(activity.name, design)
+    judge(scene, activity, cell)
+    return cell

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from privmem.cluster.audit.under_load import LoadedAudit, LoadedCell
 
-#: Marks of a cell that is not as on the idle machine: it leaks though that does not; it leaks more, or less.
-OPENED, MORE, FEWER = "!", "^", "~"
+#: Marks of a cell that is not as on the idle machine: it leaks though that does not; it leaks more, or less; it
+#: leaks as an idle machine does whose ordinary memory is full.
+OPENED, MORE, FEWER, FULL = "!", ">", "<", "="
 
 
 def print_under_load(audits: list[LoadedAudit]) -> None:
@@ -29,6 +30,8 @@ def _text(cell: LoadedCell) -> str:
 def _mark(cell: LoadedCell) -> str:
     if cell.opened:
         return OPENED
+    if cell.full:
+        return FULL
     return MORE if cell.more else FEWER if cell.fewer else ""
 
 
@@ -42,12 +45,14 @@ def _print_differences(audits: list[LoadedAudit]) -> None:
     cells = [(audit.design, cell) for audit in audits for cell in audit.cells]
     other = [(design, cell) for design, cell in cells if _mark(cell)]
     opened = sum(cell.opened for _, cell in cells)
-    print(
-        f"\n{len(cells) - len(other)} of {len(cells)} cells leak as on the idle machine, {opened} only under load"
-    )
+    crowded_out = sum(bool(cell.loaded.not_run) for _, cell in cells)
+    alike = len(cells) - len(other) - crowded_out
+    print(f"\n{alike} of {len(cells)} cells leak as on the idle machine, {opened} only under load", end="")
+    print(f"; {crowded_out} had no room to run" if crowded_out else "")
     for design, cell in other:
         parts = [f"{kind} under load only" for kind in cell.more]
         parts += [f"{kind} on the idle machine only" for kind in cell.fewer]
+        parts += [f"with full ordinary memory also when idle: {cell.full.text()}"] if cell.full else []
         print(f"{_mark(cell)} {cell.loaded.activity} [{design}]: {', '.join(parts)}")
     crowded = sorted({kind for _, cell in cells for kind in cell.crowded})
     if crowded:

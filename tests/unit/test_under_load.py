@@ -102,12 +102,22 @@ def test_a_forgotten_check_shows_in_the_run_and_in_the_matrix(small, monkeypatch
     assert audit.cells[0].loaded.trip
 
 
-def test_a_check_that_is_only_forgotten_under_pressure_opens_a_cell(small, monkeypatch):
-    """A slab page comes from a device's memory when DRAM is short: the idle machine never shows it."""
+@pytest.mark.parametrize(
+    ("forgetful", "opens"),
+    [
+        (lambda memory: bool(memory.high_order.pins), True),
+        (lambda memory: memory.nodes[0].free_pages < 128, False),
+    ],
+    ids=["while a device has pins", "while DRAM is short"],
+)
+def test_a_check_that_an_idle_machine_never_forgets(small, monkeypatch, forgetful, opens):
+    """A slab page comes from a device's memory in a case that an idle machine does not know; what only takes full
+    ordinary memory is told apart.
+    """
     sound = kmem.kmalloc_node
 
     def careless(memory, nid, holder, this_node=False):
-        if memory.nodes[0].free_pages < 128:
+        if forgetful(memory):
             return kmem.take_page(
                 memory, AllocRequest(2, None, Reason.OWNER, this_node=True, private=True), holder
             )
@@ -117,7 +127,9 @@ def test_a_check_that_is_only_forgotten_under_pressure_opens_a_cell(small, monke
     audit = one(small, "private-zonelist", "kmalloc_node(P)")
     (cell,) = audit.cells
     assert (cell.idle.landed, cell.loaded.landed) == ({}, {"gpu": 12})
-    assert (cell.opened, cell.more) == (True, ["+gpu"])
+    assert (cell.opened, cell.more) == (opens, ["+gpu"])
+    assert cell.full is not None
+    assert bool(cell.full.leaks) != opens
 
 
 def test_pages_that_get_lost_end_the_audit(small, monkeypatch):
