@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from privmem.cluster.config.checks_host import Mistake
+from privmem.cluster.config.checks_host import Mistake, open_to_writes
 from privmem.cluster.config.fields import wrong
 from privmem.cluster.config.models import CompressedRam, Config, DeviceConfig, NodeConfig
 from privmem.cluster.config.shape import Path
@@ -47,6 +47,10 @@ def _node(
     if not node.write_control and (node.service == "lease" or "user_write" not in node.features):
         text = wrong("no write control", "with a `service` that is no lease, and the feature user_write")
         yield Mistake(control, text, (control, service, (*here, "features")))
+    if node.memory is None and isinstance(device, CompressedRam) and open_to_writes(node):
+        text = wrong("compressed RAM that users may write in place", "a private node without user_write")
+        uses = ((*here, "device"), (*here, "private"), (*here, "features"), control, service)
+        yield Mistake((*here, "device"), text, uses)
     if node.service == "lease":
         return
     if not isinstance(device, CompressedRam) or not node.private or device.pooled:

@@ -192,13 +192,13 @@ def _node(node: NodeConfig, here: Path) -> Iterator[Mistake]:
     for n, feature in enumerate(node.features):
         if feature in node.features[:n]:
             yield Mistake((*features, n), wrong(f"{feature!r} twice", "once"))
-    if isinstance(node.memory, CompressedRam) and _open_to_writes(node):
+    if isinstance(node.memory, CompressedRam) and open_to_writes(node):
         text = wrong("compressed RAM that users may write in place", "a private node without user_write")
         uses = (memory, private, features, (*here, "write_control"), (*here, "service"))
         yield Mistake(memory, text, uses)
 
 
-def _open_to_writes(node: NodeConfig) -> bool:
+def open_to_writes(node: NodeConfig) -> bool:
     """Whether users may write to a node in place, without the configuration saying that it wants to see that."""
     if not node.private:
         return True
