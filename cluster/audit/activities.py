@@ -323,6 +323,7 @@ def _hint_faults(scene: Scene, _notes: list[str]) -> None:
         for _ in range(3):
             scene.kernel.numa_scan(process)
             process.touch(addr, RESIDENT_PAGES * PAGE_SIZE, write=False)
+        scene.kernel.numa_scan(process)  # and once more, to see whose access right it takes
 
 
 def _compaction(scene: Scene, notes: list[str]) -> None:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--design: {error.args[0]}") from None
     if args.load:
         return _run_under_load(args, designs)
-    machine = _machine(Path(args.config), args.plugins)
+    machine = machine_of_file(Path(args.config), args.plugins)
     cells = audit(machine, designs, args.text or args.open)
     if not cells:
         raise ConfigError(f"no activity's name holds {args.text or args.open!r}")
@@ -82,7 +82,7 @@ def _run_under_load(args: argparse.Namespace, designs: list[str]) -> int:
     return int(any(cell.opened for each in audits for cell in each.cells))
 
 
-def _machine(path: Path, plugins: list[Path]) -> AuditMachine:
+def machine_of_file(path: Path, plugins: list[Path]) -> AuditMachine:
     """The first host of a configuration, or a litmus machine (a mapping with `nodes`)."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -122,7 +122,9 @@ def matrix_text(cells: list[Cell], designs: list[str], letters: Mapping[str, str
         "pages, uninvited: +N landed on private nodes of these classes, -N left them, ~N worked on in place",
         "classes: " + ", ".join(f"{letter} {kind}" for kind, letter in letters.items()),
         *textwrap.wrap(
-            "designs: " + ", ".join(f"{label} {name}" for name, label in labels.items()), _LEGEND_WIDTH
+            "designs: " + ", ".join(f"{label} {name}" for name, label in labels.items()),
+            _LEGEND_WIDTH,
+            break_on_hyphens=False,
         ),
     ]
     return "\n".join(line.rstrip() for line in (*lines, "", *legend))

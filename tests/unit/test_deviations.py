@@ -8,10 +8,15 @@ from pathlib import Path
 
 from kernel_box import D0, HUGE, VPN, Box, P, hugetlb_mmap
 
+from privmem.cluster.audit import Cell, audit_cell
+from privmem.cluster.audit.activities import Activity
+from privmem.cluster.audit.machine import Scene
+from privmem.cluster.cli.audit import machine_of_file
 from privmem.cluster.oracle.machine import Machine
 from privmem.cluster.oracle.ops import parse_op
 from privmem.nodeagent.device.compression import CompressionEngine
 from privmem.nodeagent.host import contig, filemap, hugetlb, khugepaged, syscalls, thp
+from privmem.scheduler.abi import PAGE_SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,3 +125,20 @@ def test_unlocked_pages_are_reclaimed_at_once():
     for op in (*ops, "demotion off", "reclaim 1000"):
         machine.run(parse_op(op))
     assert machine.run(parse_op("ptes 0 0 16")) == "ptes 0*11,2*1,0*4"
+
+
+def test_the_audit_sees_only_what_stays():
+    machine = machine_of_file(ROOT / "configs/machines/four_private.yaml", [])
+
+    def cell(undone: bool) -> Cell:
+        def lock(scene: Scene, _notes: list[str]) -> None:
+            process, addr = scene.moved_in(3, 4)
+            scene.begin()
+            process.mlock(addr, 4 * PAGE_SIZE)
+            if undone:
+                process.munlock(addr, 4 * PAGE_SIZE)
+
+        return audit_cell(machine, "caps", Activity("lock", "", lock))
+
+    assert cell(undone=False).touched == {"nic": 4}
+    assert cell(undone=True).touched == {}  # four pages were taken off the lists all the same
