@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 
 from privmem.cluster import Emulation, run
 
-FAIRNESS = Path(__file__).parents[2] / "configs" / "experiments" / "fairness.yaml"
+ROOT = Path(__file__).parents[2]
+FAIRNESS = ROOT / "configs" / "experiments" / "fairness.yaml"
 BOUND = 0.05
 EXTENT_KIB = 16
 #: Hosts that are late find the pool full: what they get is given back by others, one request each 10 ms, so that 80
@@ -106,6 +108,11 @@ def test_requests_of_other_sizes_only_change_the_pace(tmp_path, request_kib, wei
 
 
 @pytest.mark.full
-def test_the_experiment(tmp_path):
-    config = yaml.safe_load(FAIRNESS.read_text())
-    assert_fair(run(FAIRNESS), config["devices"]["pool"]["weights"])
+def test_the_experiment_and_the_page_that_states_it(monkeypatch):
+    """When this fails: `python tools/figures/pools.py fairness`."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "figures"))
+    digest, _, head, *rows, _, in_use = importlib.import_module("pools").fairness()
+    assert digest.startswith("digest ")
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    assert [line for line in (head, *rows, in_use) if line.rstrip() not in page] == []
+    assert {row for row in rows if abs(float(row.split()[4])) > 100 * BOUND} == set()

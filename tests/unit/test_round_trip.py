@@ -51,5 +51,6 @@ def test_a_wrong_byte_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)  # a busy machine is not a fault of the code
 def test_a_million_pages_come_back() -> None:
     assert benchmark().round_trip(1_000_000, "lz4", None) == 1_000_000
