@@ -78,6 +78,15 @@ def test_other_draws_lie_as_near(pond, pools, tmp_path, seed):
     assert 0 < alone - emulated < pools.BOUND
 
 
+@pytest.mark.full
+@pytest.mark.timeout(900)  # a busy machine is not a fault of the code
+def test_the_page_states_what_came_out(pools, monkeypatch):
+    """The two runs, which take two minutes of CPU time. When this fails: `python tools/figures/pools.py pond`."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "figures"))  # for the processes that run them
+    page = PAGE.read_text()
+    assert [line for line in pools.pond() if line.rstrip() not in page] == []
+
+
 def test_the_page_states_what_the_model_gives(pools):
     """When this fails: `python tools/figures/pools.py sensitivity`."""
     page = PAGE.read_text()
