@@ -21,7 +21,7 @@ from privmem.cluster.audit.activities import Activity
 from privmem.cluster.audit.catalogue import ACTIVITIES
 from privmem.cluster.audit.loaded_scene import LoadedScene
 from privmem.cluster.audit.machine import AuditMachine, Scene, machine_of
-from privmem.cluster.audit.matrix import Cell, audit_cell, judge
+from privmem.cluster.audit.matrix import Cell, audit_cell, judge, letters_of
 from privmem.cluster.audit.watch import Seen, Watch
 from privmem.cluster.config.models import Config
 from privmem.cluster.engine import Engine
@@ -99,6 +99,8 @@ class LoadedAudit:
     """One design's."""
 
     design: str
+    #: A letter for each device class of the machine.
+    letters: dict[str, str]
     cells: list[LoadedCell]
     seen: list[Seen]
     #: Epochs after which all pages were accounted for, in the run and after activities.
@@ -205,7 +207,8 @@ def _audit_design(config: Config, design: str, only: str) -> LoadedAudit:
     leaks = sum(host.memory.vmstat.count["pgleak"] for host in run.hosts)
     killed = sum(host.memory.vmstat.count["oom_kill"] for host in run.hosts)
     seen = [row for _, row in sorted(watch.seen.items())]
-    return LoadedAudit(design, cells, seen, watch.epochs, after, watch.frames, leaks, killed)
+    letters = letters_of(machine)
+    return LoadedAudit(design, letters, cells, seen, watch.epochs, after, watch.frames, leaks, killed)
 
 
 def _with_zone(plan: Plan, zone: str) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from privmem.cluster.audit.under_load import LoadedAudit, LoadedCell
+from privmem.scheduler.isolation import get_design
 
 #: Marks of a cell that is not as on the idle machine: it leaks though that does not; it leaks more, or less; it
 #: leaks as an idle machine does whose ordinary memory is full.
@@ -16,15 +17,21 @@ def print_under_load(audits: list[LoadedAudit]) -> None:
     _print_watched(audits)
 
 
+def _labels(audits: list[LoadedAudit]) -> list[str]:
+    """Designs, named as the version that each models."""
+    return [get_design(audit.design).label for audit in audits]
+
+
 def _print_matrix(audits: list[LoadedAudit]) -> None:
-    """Activities by designs: pages that landed on a private node, or left one, uninvited, under load."""
+    """Activities by designs: pages that landed on a private node, left one or were worked on, uninvited."""
     names = [cell.loaded.activity for cell in audits[0].cells]
-    rows = [[name, *(_text(audit.cells[n]) for audit in audits)] for n, name in enumerate(names)]
-    _print_table([["", *(audit.design for audit in audits)], *rows])
-
-
-def _text(cell: LoadedCell) -> str:
-    return f"{cell.loaded.text()} {_mark(cell)}".rstrip()
+    rows = [
+        [name, *(f"{a.cells[n].loaded.short(a.letters)} {_mark(a.cells[n])}".rstrip() for a in audits)]
+        for n, name in enumerate(names)
+    ]
+    _print_table([["", *_labels(audits)], *rows])
+    print("\nclasses: " + ", ".join(f"{letter} {kind}" for kind, letter in audits[0].letters.items()))
+    print("designs: " + ", ".join(f"{get_design(a.design).label} {a.design}" for a in audits))
 
 
 def _mark(cell: LoadedCell) -> str:
@@ -42,28 +49,28 @@ def _print_table(rows: list[list[str]]) -> None:
 
 
 def _print_differences(audits: list[LoadedAudit]) -> None:
-    cells = [(audit.design, cell) for audit in audits for cell in audit.cells]
-    other = [(design, cell) for design, cell in cells if _mark(cell)]
+    cells = [(audit, cell) for audit in audits for cell in audit.cells]
+    other = [(audit, cell) for audit, cell in cells if _mark(cell)]
     opened = sum(cell.opened for _, cell in cells)
     crowded_out = sum(bool(cell.loaded.not_run) for _, cell in cells)
     alike = len(cells) - len(other) - crowded_out
     print(f"\n{alike} of {len(cells)} cells leak as on the idle machine, {opened} only under load", end="")
     print(f"; {crowded_out} had no room to run" if crowded_out else "")
-    for design, cell in other:
-        parts = [f"{kind} under load only" for kind in cell.more]
-        parts += [f"{kind} on the idle machine only" for kind in cell.fewer]
-        parts += [f"with full ordinary memory also when idle: {cell.full.text()}"] if cell.full else []
-        print(f"{_mark(cell)} {cell.loaded.activity} [{design}]: {', '.join(parts)}")
+    for audit, cell in other:
+        idle, loaded = cell.idle.short(audit.letters), cell.loaded.short(audit.letters)
+        full = f"; idle, but ordinary memory full: {cell.full.short(audit.letters)}" if cell.full else ""
+        label = get_design(audit.design).label
+        print(f"{_mark(cell)} {cell.loaded.activity}, {label}: {loaded}; idle: {idle}{full}")
     crowded = sorted({kind for _, cell in cells for kind in cell.crowded})
     if crowded:
-        print(f"without room for an application of their owner in some rows: {', '.join(crowded)}")
+        print(f"left out of some rows, as they had no room or cannot be unplugged: {', '.join(crowded)}")
 
 
 def _print_watched(audits: list[LoadedAudit]) -> None:
     """What the workloads and the kernel's threads put onto private nodes in the course of the run."""
     print("\npages that the run itself put onto private nodes (invited / uninvited / moved off uninvited)")
     kinds = sorted({(row.nid, row.reason) for audit in audits for row in audit.seen})
-    table = [["node, reason", *(audit.design for audit in audits)]]
+    table = [["node, reason", *_labels(audits)]]
     for nid, reason in kinds:
         cells = []
         for audit in audits:
