@@ -25,6 +25,10 @@ DRAWS_SEED = 2023
 SERVER_PAGES = 8192
 EXTENT_PAGES = 64
 DAY_MS = 50
+#: What a kernel keeps free at this scale: below the low watermark of the local zone nobody allocates while there is
+#: a pool; a movable zone's minimum is 32 pages, and gaps are of 0.1 %, here of the four pages of half a server.
+LOCAL_FREE_PAGES = 5
+POOLED_LOW_PAGES, POOLED_HIGH_PAGES = 35, 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,41 @@ class Demand:
         return np.ceil(self.server_pages * (1 - self.stranded_max * drawn)).astype(np.int64)
 
     def pool_pages(self) -> int:
-        """What a pool must have: the most that all need at once behind what is local."""
-        return int(np.maximum(0, self.pages() - self.local_pages).sum(axis=1).max())
+        """What a pool must have: the most that all need at once behind what is local. Servers change one after the
+        other: when server n has come to its new day, those after it are still in the one before.
+        """
+        behind = np.maximum(0, self.pages() - self.local_pages)
+        before = np.vstack([np.full(self.hosts, max(0, self.least_pages - self.local_pages)), behind[:-1]])
+        changed, unchanged = behind.cumsum(axis=1), before[:, ::-1].cumsum(axis=1)[:, ::-1]
+        return int((changed + unchanged - before).max())
+
+    def held_pages(self, day_ms: int = DAY_MS) -> int:
+        """The same in extents, as hosts of the emulator hold them: a new one when the free pages of the pooled node
+        come to its low watermark, one given back an epoch when two are free above its high one.
+        """
+        wanted = np.full(self.hosts, self.least_pages)
+        held, most = np.zeros(self.hosts, dtype=np.int64), 0
+        changes: dict[int, list[tuple[int, int]]] = {}
+        for (day, number), pages in np.ndenumerate(self.pages()):
+            at_ms = change_ms(day, number, self.hosts, day_ms)
+            changes.setdefault(at_ms, []).append((number, int(pages)))
+        for at_ms in range((self.days + 1) * day_ms):
+            for number, pages in changes.get(at_ms, []):
+                wanted[number] = pages
+            behind = np.maximum(0, wanted - self.local_pages + LOCAL_FREE_PAGES)
+            held = np.maximum(held, -(-(behind + POOLED_LOW_PAGES) // EXTENT_PAGES) * EXTENT_PAGES)
+            most = max(most, int(held.sum()))
+            held -= EXTENT_PAGES * (held - behind >= 2 * EXTENT_PAGES + POOLED_HIGH_PAGES)
+        return most
 
     def saved(self, pool_pages: int) -> float:
         """Share of the DRAM of servers that have all of theirs, which such a pool saves."""
         return 1 - (self.hosts * self.local_pages + pool_pages) / (self.hosts * self.server_pages)
+
+
+def change_ms(day: int, number: int, hosts: int, day_ms: int) -> int:
+    """When a day of a server begins. What it always needs is there half a day before, and takes local memory."""
+    return day * day_ms + day_ms // 2 + number * day_ms // hosts
 
 
 def pond_configuration(demand: Demand, day_ms: int = DAY_MS) -> dict[str, Any]:
@@ -71,11 +104,9 @@ def pond_configuration(demand: Demand, day_ms: int = DAY_MS) -> dict[str, Any]:
     ]
     entries = []
     for number, by_day in enumerate(demand.pages().T.tolist()):
-        # What a server always needs is there first, and takes the local memory.
-        late_ms = day_ms // 2 + number * day_ms // demand.hosts
         processes = [{"name": "always", "workload": _touch(demand.least_pages)}]
         for day, pages in enumerate(by_day):
-            start_ms = day * day_ms + late_ms
+            start_ms = change_ms(day, number, demand.hosts, day_ms)
             times = {"start": f"{start_ms}ms", "stop": f"{start_ms + day_ms}ms"}
             if pages > demand.least_pages:
                 processes.append(
