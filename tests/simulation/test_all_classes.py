@@ -8,7 +8,7 @@ import pytest
 
 from privmem.cluster.assembly import make_plan
 from privmem.cluster.audit.machine import machine_of
-from privmem.cluster.audit.under_load import LoadedRun
+from privmem.cluster.audit.under_load import LoadedRun, audit_under_load
 from privmem.cluster.audit.watch import Watch
 from privmem.cluster.config import load_config
 from privmem.scheduler import plain
@@ -81,3 +81,17 @@ def test_a_class_of_a_users_own_takes_the_place_of_another(tmp_path):
     host = run.hosts[0]
     assert host.memory.nr_accesses[2].sum() > 1000
     assert host.memory.nodes[2].device_ns[0] >= 350
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_matrix_holds_under_load(design):
+    """Every activity, in the midst of the whole run: no cell leaks that does not on an idle machine."""
+    (audit,) = audit_under_load(lambda name: load_config(CONFIG, design=name), [design])
+    assert [cell.loaded.activity for cell in audit.cells if cell.opened] == []
+    assert sum(row.uninvited + row.left for row in audit.seen) == audit.pgleak == audit.killed == 0
+    assert audit.epochs == 60
+    assert audit.after == 2 * len(audit.cells)
+    assert sum(bool(cell.loaded.not_run) for cell in audit.cells) <= 2
+    leaking = [cell for cell in audit.cells if cell.idle.leaks]
+    assert sum(bool(cell.loaded.leaks) for cell in leaking) >= len(leaking) // 2
