@@ -1,4 +1,4 @@
-"""Callbacks of a node's owner in a litmus test: what its reclaim policy says, and what `folio_migrate` saw (v4)."""
+"""Callbacks of a node's owner in a litmus test (v4): `free_folio`, `folio_migrate`, `reclaim_policy`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def _boost(world: World, _actor: str, values: Values) -> None:
     wake_kswapd(memory, memory.nodes[nid])
 
 
+def _keep(world: World, _actor: str, values: Values) -> None:
+    _owned(world, values["node"])
+    world.kernel.memory.callbacks.keeps[values["node"]] = "keep" in values
+
+
+def _calls(world: World, values: Values) -> int:
+    calls = world.kernel.memory.callbacks.free_calls
+    return calls.get(values["node"], 0) if "node" in values else sum(calls.values())
+
+
 def _seen(world: World, values: Values) -> int:
     seen = world.kernel.memory.callbacks.migrated.get(values["node"], Migrated())
     if "locked" in values:
@@ -46,6 +56,11 @@ def _seen(world: World, values: Values) -> int:
 
 
 DRIVER_VERBS = [
+    (
+        "keep|give freed pages of NODE",
+        _keep,
+        "v4: the owner's free_folio keeps freed pages of its node, users' too, or lets them go",
+    ),
     (
         "reclaim_policy of NODE enables [nothing|may_swap|may_writepage|managed_watermarks]...",
         _policy,
@@ -59,6 +74,7 @@ DRIVER_VERBS = [
 ]
 
 SUBJECTS = [
+    ("free_folio calls [of NODE]", _calls, "v4: pages for which an owner's free_folio ran"),
     (
         "folio_migrate calls [locked|copied|mapped] of NODE",
         _seen,

@@ -94,6 +94,9 @@ def _set_ops(world: World, _actor: str, values: Values) -> None:
     node = values["nodeid"]
     ops = None if values["word"] == "nothing" else _ops(values)
     _answer(world, node, claims.set_ops(_held(world, node), ops, _facts(world, node)))
+    world.kernel.memory.callbacks.keeps.pop(node, None)
+    if "free_folio" in values.get("calls", ()):
+        world.kernel.memory.callbacks.keeps[node] = False
 
 
 def _clear_ops(world: World, _actor: str, values: Values) -> None:
@@ -101,6 +104,7 @@ def _clear_ops(world: World, _actor: str, values: Values) -> None:
     held = _held(world, node)
     installed = held.ops if held and held.ops and held.ops.name == values["word"] else Ops(values["word"])
     _answer(world, node, claims.clear_ops(held, installed))
+    world.kernel.memory.callbacks.keeps.pop(node, None)
 
 
 def _reference(world: World, _actor: str, values: Values) -> None:

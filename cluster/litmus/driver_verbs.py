@@ -82,10 +82,6 @@ def _free(world: World, _actor: str, values: Values) -> int:
     return count
 
 
-def _keep(world: World, _actor: str, values: Values) -> None:
-    world.kernel.owners.keeps[values["node"]] = "keep" in values
-
-
 def _residents(world: World, _actor: str, values: Values) -> None:
     world.kernel.hotplug.keeps_residents[values["node"]] = "keep" in values
 
@@ -148,7 +144,6 @@ VERBS = [
         _alloc,
         "the owner takes pages of its node, with THISNODE; preferred: without",
     ),
-    ("keep|give freed pages of NODE", _keep, "the owner's free_folio keeps freed pages, or lets them go"),
     (
         "add memory of NODE [from FIRST:NUMBER] [SIZE] [owner WORD] [without owner] [features FEATURES] "
         "[group GROUP:NUMBER]",

@@ -139,9 +139,7 @@ def _shared(world: World, values: dict[str, Any]) -> int:
 
 def _moved(world: World, values: dict[str, Any]) -> int:
     ref: RangeRef = values["range"]
-    if ref.is_file:
-        raise Stuck("only pages of a mapping are remembered by `kernel: mark`")
-    owner = world.mapping("", ref).process
+    owner = "" if ref.is_file else world.mapping("", ref).process
     before = world.frames_base.get((owner, ref.name))
     if before is None:
         raise Stuck(f"there was no {ref} at the last `kernel: mark`")
@@ -334,10 +332,6 @@ def _installed(world: World, values: dict[str, Any]) -> str | None:
     return held.ops.name if held and held.ops else None
 
 
-def _callbacks(world: World, _values: dict[str, Any]) -> int:
-    return world.kernel.owners.free_calls
-
-
 def _pagetables(world: World, values: dict[str, Any]) -> int:
     return pagetables.on_node(world.kernel.memory, values["node"])
 
@@ -460,7 +454,6 @@ SUBJECTS: tuple[Subject, ...] = tuple(
         ("features of NODE", _features, "of the claim"),
         ("registered owner of NODEID", _registered, "by the register calls, of a node number"),
         ("ops of NODEID", _installed, "name of the ops installed by set_ops"),
-        ("free_folio calls", _callbacks, "how often an owner's free_folio ran"),
         ("page tables on NODE", _pagetables, "pages of page tables (sysctl `pagetables: true`)"),
         ("private nodes", _private, "nodes that are private now"),
         ("huge pages of PROCESS", _huge, "transparent huge pages that it maps"),

@@ -89,6 +89,7 @@ class World:
             self.frames_base[owner, name] = self.frames(RangeRef(name, owner))
             self.contents_base[owner, name] = self.contents(RangeRef(name, owner))
         for name in [*self.kernel.files, *self.opened]:
+            self.frames_base["", name] = self.frames(RangeRef(name, is_file=True))
             self.contents_base["", name] = self.contents(RangeRef(name, is_file=True))
 
     def frames(self, ref: RangeRef) -> list[int | None]:

@@ -1,12 +1,15 @@
-"""What the ops of a private node's owner say when the kernel asks: `folio_migrate` and `reclaim_policy`.
+"""What the ops of a private node's owner say when the kernel asks: `free_folio`, `folio_migrate`, `reclaim_policy`.
 
-Models two callbacks of `struct node_private_ops` of the first version (RFC v4). `folio_migrate(src, dst)` is called
-for a folio that leaves the node, after its content was copied and before the mappings return, with both folios
-locked; it is told, and cannot refuse. `reclaim_policy` is asked when a cycle of kswapd begins; it can only enable
-things: swap and writeback, which a cycle for a boosted watermark does without, and keeping the boost, which
-generic code zeroes at the cycle's end. The compressed RAM service of that version enables all of them. Left out:
-`active`, which says that a policy is there at all, and boosts of the page allocator for mixed pageblocks, which
-have no counterpart here. Later versions have no callbacks.
+Models three callbacks of `struct node_private_ops` of the first version (RFC v4). `free_folio` is called when the
+last reference to a page of the node goes, whoever had it, before the buddy has it again: for a user's page that is
+unmapped, reclaimed or has moved away as well as for the owner's own. An owner that answers true keeps the page.
+`folio_migrate(src, dst)` is called for a folio that leaves the node, after its content was copied and before the
+mappings return, with both folios locked; it is told, and cannot refuse. `reclaim_policy` is asked when a cycle of
+kswapd begins; it can only enable things: swap and writeback, which a boosted cycle does without, and keeping the
+boost, which generic code zeroes at the cycle's end. The compressed RAM service of that version enables
+all of them, and has a `free_folio` of its own (cram/freeing.py). Left out: that a huge page is one folio (it is
+freed as 512 pages), `active`, which says that a policy is there at all, and boosts of the page allocator for mixed
+pageblocks, which have no counterpart here. Later versions have no callbacks.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from privmem.nodeagent.host.cram.service import Generation
-from privmem.scheduler.abi import Feature
+from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_HELD
+from privmem.scheduler.abi import Feature, Reason
 
 if TYPE_CHECKING:
     from privmem.nodeagent.host.memory import Memory, Node
@@ -56,25 +60,36 @@ class NodeCallbacks:
         self.policy: dict[int, ReclaimPolicy] = {}
         self.boost_pages: dict[int, int] = {}
         self.migrated: dict[int, Migrated] = {}
+        #: Nodes whose owner has a `free_folio`: whether it keeps freed pages; pages told; frames that it has kept.
+        self.keeps: dict[int, bool] = {}
+        self.free_calls: dict[int, int] = {}
+        self.kept: dict[int, int] = {}
         #: Frames that a migration has locked; empty between two calls.
         self.locked: set[int] = set()
 
     def snapshot(self) -> dict[str, Any]:
         """Nothing at all as long as nobody has said anything."""
-        if not (self.policy or self.boost_pages or self.migrated):
+        if not (self.policy or self.boost_pages or self.migrated or self.keeps or self.free_calls):
             return {}
-        state = {
+        state: dict[str, Any] = {
             "policy": {nid: list(astuple(said)) for nid, said in sorted(self.policy.items())},
             "boost_pages": dict(sorted(self.boost_pages.items())),
             "migrated": {nid: list(astuple(seen)) for nid, seen in sorted(self.migrated.items())},
+            "keeps": dict(sorted(self.keeps.items())),
+            "free_calls": dict(sorted(self.free_calls.items())),
+            "kept": dict(sorted(self.kept.items())),
         }
         return {"callbacks": state}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        snapshot = snapshot.get("callbacks", {"policy": {}, "boost_pages": {}, "migrated": {}})
+        names = ("policy", "boost_pages", "migrated", "keeps", "free_calls", "kept")
+        snapshot = {name: snapshot.get("callbacks", {}).get(name, {}) for name in names}
         self.policy = {int(nid): ReclaimPolicy(*map(bool, row)) for nid, row in snapshot["policy"].items()}
         self.boost_pages = {int(nid): int(pages) for nid, pages in snapshot["boost_pages"].items()}
         self.migrated = {int(nid): Migrated(*map(int, row)) for nid, row in snapshot["migrated"].items()}
+        self.keeps = {int(nid): bool(keeps) for nid, keeps in snapshot["keeps"].items()}
+        self.free_calls = {int(nid): int(calls) for nid, calls in snapshot["free_calls"].items()}
+        self.kept = {int(pfn): int(nid) for pfn, nid in snapshot["kept"].items()}
 
 
 def has_ops(memory: Memory) -> bool:
@@ -104,6 +119,26 @@ def folio_migrate(memory: Memory, src: np.ndarray, dst: np.ndarray) -> None:
         seen.mapped += bool(mapped[at])
         if memory.story is not None:
             memory.story.told_owner(new, old)
+
+
+def free_folio(memory: Memory, node: Node, pfns: np.ndarray) -> np.ndarray:
+    """The callback for pages of the node whose last reference went: those that go to the buddy now. What the owner
+    keeps is its own from then on, and charged to nobody.
+    """
+    callbacks, keeps = memory.callbacks, memory.callbacks.keeps[node.nid]
+    callbacks.free_calls[node.nid] = callbacks.free_calls.get(node.nid, 0) + len(pfns)
+    if memory.story is not None:
+        for pfn in pfns.tolist():
+            memory.story.freed_to_owner(pfn, keeps)
+    if not keeps:
+        return pfns
+    callbacks.kept.update(dict.fromkeys(pfns.tolist(), node.nid))
+    memory.frames.flags[pfns] = np.uint16(PG_ALLOCATED | PG_HELD)
+    memory.frames.reason[pfns] = int(Reason.OWNER)
+    memory.lru_batches.forget(pfns)
+    if memory.memcg.active:
+        memory.memcg.uncharge(pfns)
+    return pfns[:0]
 
 
 def boost_pages(memory: Memory, node: Node) -> int:

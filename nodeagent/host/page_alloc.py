@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from privmem.nodeagent.host import literal
+from privmem.nodeagent.host import literal, node_callbacks
 from privmem.nodeagent.host.cram import freeing
 from privmem.nodeagent.host.layout import PG_ALLOCATED, PG_OBJECT, PG_UNINVITED
 from privmem.nodeagent.host.memory import (
@@ -200,6 +200,8 @@ def release_frames(memory: Memory, node: Node, pfns: np.ndarray) -> None:
         memory.outgoing.free(node.spec.device, pfns - node.start_pfn)
     if memory.cram.owns(node.nid):
         pfns = freeing.freed(memory, node, pfns)
+    elif node.nid in memory.callbacks.keeps:
+        pfns = node_callbacks.free_folio(memory, node, pfns)
     memory.frames.flags[pfns] = 0
     if memory.memcg.active:
         memory.memcg.uncharge(pfns)

@@ -224,6 +224,12 @@ class Story:
             CALLED, new, text=f"folio_migrate of node {nid}'s owner: copied, both locked, mapped by nobody"
         )
 
+    def freed_to_owner(self, pfn: int, keeps: bool) -> None:
+        """The owner of the node hears that the last reference to a page went, and may keep it."""
+        nid = self.memory.frames.nid_of(pfn)
+        answer = "true, the page stays with the owner" if keeps else "false, the page goes to the buddy"
+        self._add(CALLED, pfn, text=f"free_folio of node {nid}'s owner: {answer}")
+
     def stayed(self, pfn: int, why: str) -> None:
         """A page that somebody wanted to move or take stays where it is."""
         self._add(STAYED, pfn, text=f"on node {self.memory.frames.nid_of(pfn)}: {why}")

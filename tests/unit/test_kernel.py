@@ -113,16 +113,16 @@ def test_offline_fails_over_held_pages(kernel):
 
 
 def test_the_owner_takes_and_keeps_pages(kernel):
-    owners = kernel.owners
+    owners, callbacks = kernel.owners, kernel.memory.callbacks
     total = kernel.memory.nodes[P].free_pages
     pfn = owners.alloc("driver", P)
-    owners.keeps[P] = True
+    callbacks.keeps[P] = True
     owners.free(pfn)
-    assert (owners.free_calls, kernel.memory.nodes[P].free_pages) == (1, total - 1)
-    owners.keeps[P] = False
+    assert (callbacks.free_calls[P], kernel.memory.nodes[P].free_pages) == (1, total - 1)
+    callbacks.keeps[P] = False
     other = owners.alloc("driver", P)
     owners.free(other)
-    assert (owners.free_calls, kernel.memory.nodes[P].free_pages) == (2, total - 1)
+    assert (callbacks.free_calls[P], kernel.memory.nodes[P].free_pages) == (2, total - 1)
 
 
 def test_cgroups_inherit(kernel):

@@ -272,7 +272,10 @@ steps:
     [
         ("A: keep mem", "allowed: "),
         ("A: kswapd", "; kernel can do that"),
-        ("driver: keep pages of P", "found 'keep pages'; allowed: keep|give freed pages of NODE; keep|move"),
+        (
+            "driver: keep pages of P",
+            "found 'keep pages'; allowed: keep|move residents of NODE; keep|give",
+        ),
     ],
 )
 def test_commands_that_nobody_or_somebody_else_has(command, message):

@@ -21,6 +21,7 @@ from privmem.nodeagent.host.layout import PG_LRU
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.wake import wake_kswapd
 from privmem.scheduler import nodemask
+from privmem.scheduler.abi import Feature
 from privmem.scheduler.tiers import ADISTANCE_DAX
 
 
@@ -51,7 +52,9 @@ def register_private_node(plug: Hotplug, nid: int, owner: str) -> int:
 
 
 def unregister_private_node(plug: Hotplug, nid: int) -> int:
-    """0; -EINVAL for a node that cannot be, -ENODEV for one that is not registered. Its memory stays."""
+    """0; -EINVAL for a node that cannot be, -ENODEV for one that is not registered. Its memory stays, without the
+    flags of the service, whose ops go (`node_private_clear_ops`): the node is in no tier any more.
+    """
     memory = plug.memory
     if nid not in memory.nodes:
         return -errno.EINVAL
@@ -59,6 +62,8 @@ def unregister_private_node(plug: Hotplug, nid: int) -> int:
         return -errno.ENODEV
     del memory.cram.nodes[nid]
     memory.nodes[nid].no_alloc_owner = ""
+    if nid in plug.claims:
+        plug.take_claim(nid, replace(plug.claims[nid], features=Feature.NONE))
     memory.setup_tiers()
     return 0
 

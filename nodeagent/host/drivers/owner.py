@@ -46,10 +46,6 @@ class OwnerPages:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.held: dict[int, str] = {}
-        #: Nodes whose owner keeps freed pages (`free_folio` answers true), and those that it has kept.
-        self.keeps: dict[int, bool] = {}
-        self.kept: dict[int, int] = {}
-        self.free_calls = 0
 
     def alloc(self, owner: str, nid: int, this_node: bool = True) -> int:
         """A page for the owner, or -ENOMEM; nobody is killed for it."""
@@ -63,30 +59,15 @@ class OwnerPages:
         return pfn
 
     def free(self, pfn: int) -> None:
-        """The last reference goes: the owner's `free_folio` may take the page, else it is free again."""
+        """The last reference goes: the owner's `free_folio` may keep the page, else it is free again."""
         if pfn not in self.held:
             raise InvariantError(f"frame {pfn} is held by no owner")
-        memory = self.memory
-        nid = memory.frames.nid_of(pfn)
-        if nid in self.keeps:
-            self.free_calls += 1
-            if self.keeps[nid]:
-                self.kept[pfn] = nid
-                del self.held[pfn]
-                return
         del self.held[pfn]
-        release_frames(memory, memory.nodes[nid], np.array([pfn], dtype=np.int32))
+        memory = self.memory
+        release_frames(memory, memory.nodes[memory.frames.nid_of(pfn)], np.array([pfn], dtype=np.int32))
 
     def snapshot(self) -> dict[str, Any]:
-        return {
-            "held": dict(sorted(self.held.items())),
-            "keeps": dict(sorted(self.keeps.items())),
-            "kept": dict(sorted(self.kept.items())),
-            "free_calls": self.free_calls,
-        }
+        return {"held": dict(sorted(self.held.items()))}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.held = {int(pfn): owner for pfn, owner in snapshot["held"].items()}
-        self.keeps = {int(nid): bool(keeps) for nid, keeps in snapshot["keeps"].items()}
-        self.kept = {int(pfn): int(nid) for pfn, nid in snapshot["kept"].items()}
-        self.free_calls = snapshot["free_calls"]
