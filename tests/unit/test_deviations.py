@@ -50,13 +50,6 @@ def test_hot_threshold_is_fixed(rack, stream):
     assert r.memory.numa_balancing.hot_threshold_ns == before
 
 
-def test_hosts_of_runs_have_no_balloon(rack, stream):
-    r = rack([stream(900, [(page, True) for page in range(900)])])
-    r.run()
-    assert r.memory.vmstat.count["demote_compressed"] > 0
-    assert r.memory.cram.nodes == {}
-
-
 def test_hot_reads_stay_compressed(rack, stream):
     fill = [(page, True) for page in range(900)]
     r = rack([stream(900, fill)])
