@@ -31,12 +31,18 @@ MOVES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("promoted by hint faults", ("pgpromote_success",)),
     ("promoted by writes to compressed RAM", ("pgpromote_fence",)),
     ("promoted by the node's driver", ("pgpromote_owner",)),
+    ("taken by the node's driver", ("pgdemote_owner",)),
+    ("moved by a GPU's driver", ("driver_migrate_in", "driver_migrate_back")),
+    ("message buffers on their device", ("netbuf_device",)),
+    ("message buffers in ordinary memory", ("netbuf_fallback",)),
     ("extents granted", ("extents_granted",)),
     ("extents refused", ("extents_refused",)),
     ("extents given back", ("extents_released",)),
     ("processes killed for want of memory", ("oom_kill",)),
     ("accesses to pages that were lost", ("sigbus",)),
 )
+#: What is left out where nothing of the kind happened.
+_WHEN_THERE_ARE = ("taken", "moved", "message", "processes", "accesses")
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
@@ -127,7 +133,7 @@ def _moves(hosts: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
     lines = ["pages and extents".ljust(width) + "".join(f"{name[: cell - 1]:>{cell}}" for name in names)]
     for label, events in MOVES:
         everywhere = sum(moved(host, events) for host in hosts.values())
-        if not everywhere and label.startswith(("processes", "accesses")):
+        if not everywhere and label.startswith(_WHEN_THERE_ARE):
             continue
         counts = [moved(host, events) for host in shown.values()] + [everywhere]
         lines.append(label.ljust(width) + "".join(f"{n:>{cell}}" for n in counts[: len(names)]))

@@ -391,5 +391,5 @@ _MOVES: dict[Reason, str] = {
     Reason.KERNEL: "compaction",
     Reason.CONTIG: "room for a contiguous range",
     Reason.HOTPLUG: "its memory goes offline",
-    Reason.OWNER: "the driver of the node brings it home",
+    Reason.OWNER: "the driver of the private node moves it",
 }
