@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from privmem.cluster.assembly import make_plan
-from privmem.cluster.audit.under_load import LoadedAudit, LoadedRun, audit_under_load
+from privmem.cluster.audit.under_load import LoadedAudit, LoadedCell, LoadedRun, audit_under_load
+from privmem.cluster.cli import main
 from privmem.cluster.cli.audit_load import print_under_load
 from privmem.cluster.config import Config, load_config
 from privmem.cluster.errors import InvariantError
@@ -148,3 +151,27 @@ def test_pages_that_a_device_forgets_or_keeps_end_the_audit(small, monkeypatch):
     monkeypatch.setattr(Outgoing, "free", lambda self, device, dpa: None)
     with pytest.raises(InvariantError, match=r"device/h.n4 stores \d+ pages, hosts have \d+ there"):
         run.epoch()
+
+
+def test_the_command_prints_both_and_its_status_says_whether_the_matrix_holds(
+    small, tmp_path, capsys, monkeypatch
+):
+    command = [
+        "audit",
+        str(tmp_path / "small.yaml"),
+        "--load",
+        "--design",
+        "private-zonelist",
+        "-k",
+        "kmalloc",
+    ]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "kmalloc_node(P)  0" in text
+    assert "1 of 1 cells leak as on the idle machine, 0 only under load" in text
+    assert "epochs with all pages accounted for  8" in text
+    monkeypatch.setattr(LoadedCell, "opened", True)
+    assert main([*command, "--json"]) == 1
+    (audit,) = json.loads(capsys.readouterr().out)
+    assert (audit["design"], audit["epochs_checked"], len(audit["cells"])) == ("private-zonelist", 8, 1)
+    assert main([*command[:-1], "nothing of the kind"]) == 2
