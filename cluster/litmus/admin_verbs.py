@@ -97,11 +97,12 @@ VERBS = [
         "a driver (who has registered, if somebody has) claims the node with its wishes, adds its memory and puts "
         "it online (movable)",
     ),
-    ("online NODE [kernel_zone]", _online, "put added memory online again"),
+    ("online NODE [kernel_zone]", _online, "put added memory online again; EINVAL when it is online already"),
     (
         "offline NODE [from FIRST:NUMBER]",
         _offline,
-        "all memory of the node goes offline, or the range that was added from that page; its pages move out",
+        "all memory of the node goes offline, or the range that was added from that page; its pages move out; "
+        "EINVAL when it is offline already",
     ),
     ("unplug NODE", _unplug, "offline, and remove"),
     ("cgroup WORD [in PARENT:CGROUP]", _cgroup, "make a cgroup"),

@@ -227,6 +227,15 @@ class Hotplug:
         kmem.give_back_all(self.memory, kmem.structures_of(nid))
         return 0
 
+    def block_state_error(self, nid: int, online: bool, start: int | None = None) -> int:
+        """What writing to `state` of memory blocks answers when none of them is in the state that is left:
+        -EINVAL; -ENODEV when the node has no blocks.
+        """
+        chosen = [r for r in self.ranges[nid] if start in (None, r.start)]
+        if not chosen:
+            return -errno.EINVAL if self.ranges[nid] else -errno.ENODEV
+        return 0 if any(r.online == online for r in chosen) else -errno.EINVAL
+
     def state(self, nid: int) -> str:
         """`online`, `offline` or `unplugged`."""
         if not self.ranges[nid]:

@@ -340,14 +340,19 @@ class Kernel:
         return error
 
     def online(self, nid: int, zone: str = ZONE_MOVABLE) -> int:
-        """All ranges that were added to the node go online; 0 or a negative errno."""
-        error = self.hotplug.online(nid, zone)
+        """All ranges that were added to the node go online by their `state` files; 0 or a negative errno, -EINVAL
+        when all are online already (`memory_block_change_state`; a driver's `online_pages` does not mind).
+        """
+        error = self.hotplug.block_state_error(nid, online=False) or self.hotplug.online(nid, zone)
         self.memory_changed()
         return error
 
     def offline(self, nid: int, start: int | None = None) -> int:
-        """All memory of the node goes offline, or the range that begins at a page of it; 0 or -EBUSY."""
-        error = self.hotplug.offline(nid, start)
+        """All memory of the node goes offline by its `state` files, or the range that begins at a page of it; 0,
+        -EBUSY, or -EINVAL when none is online.
+        """
+        error = self.hotplug.block_state_error(nid, online=True, start=start)
+        error = error or self.hotplug.offline(nid, start)
         self.memory_changed()
         return error
 
