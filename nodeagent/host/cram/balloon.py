@@ -69,7 +69,7 @@ def finish(memory: Memory, cram: CramNode) -> None:
 
 def settled(memory: Memory, cram: CramNode) -> bool:
     """Whether the balloon has its size: F3 counts in blocks, and never holds too little."""
-    over = cram.balloon_pages - cram.target_pages
+    over = memory.nodes[cram.nid].balloon_pages - cram.target_pages
     if memory.cram.generation is Generation.F3:
         return over >= 0 and (not cram.balloon or over < min(n for _, n in cram.balloon))
     return over == 0
@@ -126,11 +126,12 @@ def _deflate(memory: Memory, node: Node, cram: CramNode, nr_pages: int) -> int:
     """Give back the last frames taken: whole blocks in F3, and never more than asked."""
     whole = memory.cram.generation is Generation.F3
     given = 0
-    for first, size in reversed(list(cram.balloon)):
+    for at in range(len(cram.balloon) - 1, -1, -1):
+        first, size = cram.balloon[at]
         part = min(size, nr_pages - given)
         if not part or (whole and part < size):
             continue
-        _cut(cram, _position(cram, first), first + size - part, part)
+        _cut(cram, at, first + size - part, part)
         _let_go(memory, node, first + size - part, part)
         given += part
     memory.setup_watermarks()
