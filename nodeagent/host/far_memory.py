@@ -25,8 +25,8 @@ from privmem.scheduler.abi import Reason
 #: Most pages brought home at one look, and most taken from one ordinary node.
 PROMOTE_PAGES_MAX = 512
 DEMOTE_PAGES_MAX = 512
-#: An ordinary node is short of memory with less free than its high watermark, which kswapd would have restored if it
-#: could; the owner takes as many pages as leave so many times that free. Both a choice.
+#: An ordinary node is short of memory with less free than its high watermark, which kswapd would have restored if
+#: it could; the owner takes as many pages as leave so many times that free. Both a choice.
 FREE_AFTER = 3
 
 
