@@ -23,6 +23,7 @@ from privmem.nodeagent.host import (
     policy_calls,
     proc_files,
     syscalls,
+    sysctl_files,
 )
 from privmem.nodeagent.host.audit import validate_memory
 from privmem.nodeagent.host.cgroups import Cgroup, Cgroups
@@ -94,6 +95,7 @@ class Kernel:
         for node in self.boot.values():
             if node.private and node.online:
                 self._boot_private(node)
+        self.cmdline = cmdline
         apply_command_line(self, cmdline)
         self.memory_changed()
 
@@ -114,6 +116,7 @@ class Kernel:
     def _run_on(self, memory: Memory, cgroup_v1: bool) -> None:
         """All that a kernel has beside its memory, with nothing running yet."""
         self.memory = memory
+        self.cmdline = ""
         #: Lines of the kernel's log (`dmesg`).
         self.log: list[str] = []
         self.hotplug = Hotplug(self.memory, self.log)
@@ -124,6 +127,7 @@ class Kernel:
         memcg.add_files(self)
         policy_calls.add_files(self)
         proc_files.add_files(self)
+        sysctl_files.add_files(self)
         worker.add_files(self)
         self.owners = OwnerPages(self.memory)
         #: Stretches of memory that were advised MADV_MERGEABLE.
