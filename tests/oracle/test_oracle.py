@@ -56,7 +56,7 @@ def _cases() -> Iterator[Any]:
         yield pytest.param(program, id=program.name, marks=[pytest.mark.full] if late else [])
 
 
-@pytest.mark.parametrize("program", list(list(_cases())))
+@pytest.mark.parametrize("program", list(_cases()))
 def test_as_linux(program: Program):
     verdict = replay(program, validate=True)
     assert (verdict.refused, verdict.disagreement) == ("", None)

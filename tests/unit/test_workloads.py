@@ -174,5 +174,7 @@ def test_values_out_of_range(kind: str, wrong: dict[str, Any], text: str) -> Non
 
 
 def test_an_unknown_kind() -> None:
-    with pytest.raises(ConfigError, match="'zip': unknown; allowed: zipf, uniform, scan, hotset, gpu, messages"):
+    with pytest.raises(
+        ConfigError, match="'zip': unknown; allowed: zipf, uniform, scan, hotset, gpu, messages"
+    ):
         open_stream({"kind": "zip"}, {})
