@@ -329,7 +329,7 @@ class Host:
         numastat = self.memory.numastat[node.nid].tolist()
         reads, writes = self.memory.nr_accesses[node.nid].tolist()
         return {
-            "present_pages": node.managed_pages,
+            "present_pages": node.usable_pages,
             "free_pages": node.free_pages,
             "active_anon": active_anon,
             "inactive_anon": inactive_anon,

@@ -84,6 +84,7 @@ def lose(memory: Memory, node: Node, dpa: np.ndarray) -> list[list[Any]]:
         slot, version = int(memory.frames.rmap[pfn]), int(memory.frames.version[pfn])
         memory_failure(memory, pfn, cram.owner)
         rows.append([memory.now_ns, node.nid, pfn - node.start_pfn, slot, version])
+    cram.lost_pages += len(rows)
     memory.vmstat.add("cram_refused_accepted", len(rows))
     return rows
 
@@ -134,6 +135,6 @@ def sample(memory: Memory, cram: CramNode) -> dict[str, int]:
         "pressure": cram.pressure,
         "device_used_bytes": cram.device_used_bytes,
         "written_in_place_pages": cram.written_in_place_pages,
-        "lost_pages": memory.vmstat.count["cram_refused_accepted"],
+        "lost_pages": cram.lost_pages,
         **{f"{name}_ns": spent_ns for name, spent_ns in zip(STATES, cram.state_ns, strict=True)},
     }

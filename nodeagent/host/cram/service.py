@@ -122,6 +122,8 @@ class CramNode:
     #: The least that could be used of it so far; -1 at first.
     usable_least_pages: int = -1
     written_in_place_pages: int = 0
+    #: Of those, pages that the device then refused: lost.
+    lost_pages: int = 0
 
     @property
     def total_pages(self) -> int:
