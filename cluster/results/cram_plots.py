@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from privmem.cluster.results.figures import (
+    DASHES,
     PALETTE,
     SHOWN_MAX,
     Figure,
@@ -128,9 +129,9 @@ def lost(nodes: Sequence[Node], grid: np.ndarray, axis: TimeAxis) -> Figure:
     """Pages that devices refused after they had accepted them."""
     panel = Panel("")
     shown = {node.title: node.track for node in nodes[:SHOWN_MAX]}
-    for name, (colour, dash) in line_styles(shown).items():
+    for at, (name, (colour, _)) in enumerate(line_styles(shown).items()):
         values = held(shown[name], grid, "lost_pages")
-        style = {"dash": dash, "width": 2}
+        style = {"dash": DASHES[at % len(DASHES)], "width": 2}  # most of them are 0 all the time
         panel.traces.append(line(name, colour, axis.values(grid), values, unit="pages", digits=0, line=style))
     return Figure(
         "Pages refused after they were accepted",

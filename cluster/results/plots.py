@@ -265,7 +265,7 @@ def fill(m: Material) -> Figure:
         names,
         "Physical memory used on devices that store pages",
         "Used share of each device's own memory. A compressed device that fills up refuses further pages "
-        "before it is full; nothing is lost.",
+        "before it is full; nothing is lost, unless pages are written in place.",
         "% of capacity",
         lambda track, grid: (
             100 * _quotient(held(track, grid, "used_bytes"), held(track, grid, "capacity_bytes"))
