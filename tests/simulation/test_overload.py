@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from privmem.cluster.assembly import make_plan
 from privmem.cluster.config import load_config
@@ -215,3 +217,36 @@ def test_the_same_again_and_stopped_and_gone_on(overload):
     engine.run()
     assert engine.result().digest == overload.result.digest
     runtime.stop()
+
+
+@pytest.mark.full
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    service=st.sampled_from(["F1", "F3"]),
+    epoch_us=st.sampled_from([500, 1000, 2000, 5000]),
+    low=st.integers(10, 400),
+    threads=st.integers(1, 6),
+    writes=st.integers(0, 1000),
+    random_bytes=st.integers(0, 4096),
+    seed=st.integers(0, 1000),
+)
+def test_no_overload_loses_under_write_control(
+    tmp_path_factory, service, epoch_us, low, threads, writes, random_bytes, seed
+):
+    """Whatever the device's reserve, the period of its reports, and what the program does."""
+    config = yaml.safe_load(OVERLOAD.read_text())
+    name = {"F1": "balloon", "F3": "capacity"}[service]
+    (host,) = config["hosts"] = [host for host in config["hosts"] if host["name"] == name]
+    config |= {"seed": seed, "engine": {"duration": "60ms", "epoch": f"{epoch_us}us", "slice": "250us"}}
+    host["nodes"][1]["memory"] |= {"low_threshold": low / 1000, "high_threshold": low / 1000 + 0.1}
+    host["processes"][0]["threads"] = threads
+    host["processes"][0]["workload"]["write_share"] = writes / 1000
+    host["processes"][0]["content"]["random_bytes"] = random_bytes
+    file = tmp_path_factory.mktemp("overload") / "c.yaml"
+    file.write_text(yaml.safe_dump(config))
+    run = Run(make_plan(load_config(file)))
+    assert np.array_equal(mapped_pages(run, name), touched_pages(run, name))
+    vmstat = run.summary(name)["vmstat"]
+    assert [vmstat[e] for e in ("cram_refused_accepted", "sigbus", "oom_kill", "cram_oom")] == [0] * 4
+    assert run.device(name).control.refused_pages == 0
+    assert run.summary(name)["nodes"][1]["writes"] == 0
