@@ -7,6 +7,7 @@ from typing import Any
 
 from privmem.cluster.litmus.world import World, check
 from privmem.nodeagent.host import node_callbacks
+from privmem.nodeagent.host.drivers.owner import give_back_kept
 from privmem.nodeagent.host.node_callbacks import Migrated, ReclaimPolicy
 from privmem.nodeagent.host.wake import wake_kswapd
 
@@ -41,6 +42,11 @@ def _keep(world: World, _actor: str, values: Values) -> None:
     world.kernel.memory.callbacks.keeps[values["node"]] = "keep" in values
 
 
+def _give_back(world: World, _actor: str, values: Values) -> int:
+    _owned(world, values["node"])
+    return give_back_kept(world.kernel.memory, values["node"])
+
+
 def _calls(world: World, values: Values) -> int:
     calls = world.kernel.memory.callbacks.free_calls
     return calls.get(values["node"], 0) if "node" in values else sum(calls.values())
@@ -61,6 +67,7 @@ DRIVER_VERBS = [
         _keep,
         "v4: the owner's free_folio keeps freed pages of its node, users' too, or lets them go",
     ),
+    ("release kept pages of NODE", _give_back, "v4: and back to the buddy with those that it kept: how many"),
     (
         "reclaim_policy of NODE enables [nothing|may_swap|may_writepage|managed_watermarks]...",
         _policy,

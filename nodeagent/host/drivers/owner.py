@@ -40,6 +40,20 @@ def device_context(memory: Memory, nid: int, owner: int) -> AllocContext:
     return replace(owner_context(memory, nid), may_reclaim=True, owner=owner)
 
 
+def give_back_kept(memory: Memory, nid: int) -> int:
+    """The owner lets go of what its `free_folio` has kept, which is not asked again: how many pages."""
+    callbacks = memory.callbacks
+    pfns = [pfn for pfn, of in callbacks.kept.items() if of == nid]
+    for pfn in pfns:
+        del callbacks.kept[pfn]
+    keeps = callbacks.keeps.pop(nid, None)
+    if pfns:
+        release_frames(memory, memory.nodes[nid], np.array(pfns, dtype=np.int32))
+    if keeps is not None:
+        callbacks.keeps[nid] = keeps
+    return len(pfns)
+
+
 class OwnerPages:
     """Single pages that owners hold: frame -> who."""
 
