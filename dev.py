@@ -34,11 +34,11 @@ def main(argv: list[str]) -> int:
     _ensure_environment()
     verb, rest = argv[0], argv[1:]
     commands = {
-        "test": [["pytest", "-m", "not full", *rest]],
-        "test-full": [["pytest", *rest]],
+        "test": [[*_PYTEST, "-m", "not full", *rest]],
+        "test-full": [[*_PYTEST, *rest]],
         "lint": _LINT,
         "types": _TYPES,
-        "check": [*_LINT, *_TYPES, ["pytest", "-m", "not full"], ["pytest", "-m", "full"]],
+        "check": [*_LINT, *_TYPES, [*_PYTEST, "-m", "not full"], [*_PYTEST, "-m", "full"]],
     }
     for command in commands.get(verb, [["privmem", *argv]]):
         status = _run(command)
@@ -47,6 +47,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+# A file's tests stay together: fixtures such as a Ray cluster are made once a file.
+_PYTEST = ["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
 _LINT = [["ruff", "check", "."], ["ruff", "format", "--check", "."]]
 _TYPES = [["mypy", *(part for name in PACKAGES for part in ("-p", f"privmem.{name}"))]]
 
