@@ -14,6 +14,7 @@ import errno
 import numpy as np
 
 from privmem.nodeagent.host import hugetlb_map, hugetlb_move, literal
+from privmem.nodeagent.host.cram import fence
 from privmem.nodeagent.host.fault import drop_if_unused, handle_fault, map_page, remove_mapping
 from privmem.nodeagent.host.high_order import HPAGE_PAGES
 from privmem.nodeagent.host.layout import (
@@ -147,7 +148,7 @@ def own_page(memory: Memory, task: Task, vpn: int, write: bool) -> int:
         if took < 0:
             return took
         if memory.vmstat.count["pgpromote_fence_fail"] > fails:
-            return -errno.ENOMEM
+            return fence.why_not(memory, vma.slot_of(vpn))
 
 
 def replace_zero_page(memory: Memory, task: Task, vma: Vma, vpn: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 
+from privmem.nodeagent.host.cram import fence
 from privmem.nodeagent.host.fault import FAULT_SIGBUS, handle_fault
 from privmem.nodeagent.host.layout import PTE_PRESENT, PTE_PROTNONE, PTE_WRITABLE, PTE_ZERO
 from privmem.nodeagent.host.memory import Memory
@@ -48,8 +49,8 @@ def fault_in(memory: Memory, task: Task, part: Vma, is_write: bool) -> int:
 def until_ready(memory: Memory, task: Task, vpn: int, slot: int, is_write: bool) -> int:
     """Fault until an access to the page would go on; 0, or the errno of a fault that failed.
 
-    A page of a fenced node for which there is no memory gives -ENOMEM: no time passes here in which a further
-    try could find some.
+    A page of a fenced node for which there is no memory gives -ENOMEM, one that is pinned -EAGAIN: no time passes
+    here in which a further try could do better.
     """
     fails = memory.vmstat.count["pgpromote_fence_fail"]
     while not is_ready(int(memory.page_table.pte[slot]), is_write):
@@ -57,7 +58,7 @@ def until_ready(memory: Memory, task: Task, vpn: int, slot: int, is_write: bool)
         if took < 0:
             return took
         if memory.vmstat.count["pgpromote_fence_fail"] > fails:
-            return -errno.ENOMEM
+            return fence.why_not(memory, slot)
     return 0
 
 

@@ -267,7 +267,7 @@ class Process:
 
     def touch(self, addr: int, length: int, write: bool = True) -> None:
         """Access each page of a range in order. Raises Signalled where a page cannot be had; the OOM killer
-        may end this process or another one first.
+        may end this process or another one first. -EAGAIN for a store to a pinned page of compressed RAM.
         """
         memory = self.kernel.memory
         while True:
@@ -277,6 +277,10 @@ class Process:
                 return
             if error == FAULT_SIGBUS:
                 raise Signalled(signal.SIGBUS, f"no page behind some address of 0x{addr:x}+{length}")
+            if error == -errno.EAGAIN:
+                raise OSError(
+                    errno.EAGAIN, "a page of compressed RAM is pinned: the store faults until it is not"
+                )
             if error != -errno.ENOMEM:
                 raise Signalled(signal.SIGSEGV, f"no right to some address of 0x{addr:x}+{length}")
             victim = self.kernel.out_of_memory(self)

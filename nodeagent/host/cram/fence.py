@@ -11,11 +11,13 @@ trim results, promotion of pages that are hot for reads.
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 
 from privmem.nodeagent.host.costs import FAULT_NS, FENCE_RETRY_NS
 from privmem.nodeagent.host.cram.service import Generation
-from privmem.nodeagent.host.layout import PTE_PFN_SHIFT, PTE_WRITABLE
+from privmem.nodeagent.host.layout import PG_LRU, PTE_PFN_SHIFT, PTE_WRITABLE
 from privmem.nodeagent.host.memory import Memory
 from privmem.nodeagent.host.migrate import migrate_cost_ns, move_to_frames
 from privmem.nodeagent.host.mm import Vma
@@ -52,9 +54,18 @@ def fence_fault(memory: Memory, slot: int, ctx: AllocContext, own: bool) -> int:
     return FAULT_NS + migrate_cost_ns(source, target)
 
 
+def why_not(memory: Memory, slot: int) -> int:
+    """Why the page at a slot could not be promoted: -EAGAIN while it is pinned, else -ENOMEM."""
+    pfn = int(memory.page_table.pte[slot]) >> PTE_PFN_SHIFT
+    return -errno.ENOMEM if memory.frames.flags[pfn] & PG_LRU else -errno.EAGAIN
+
+
 def promote(memory: Memory, pfn: int, ctx: AllocContext) -> int:
-    """Move a page off a fenced node, because it is going to be written: its new frame, or -ENOMEM."""
-    new = alloc_page(memory, ctx)
+    """Move a page off a fenced node, because it is going to be written: its new frame, -ENOMEM, or -EAGAIN for one
+    that is pinned or held, which does not move (`folio_expected_refs`).
+    """
+    held = not memory.frames.flags[pfn] & PG_LRU
+    new = -errno.EAGAIN if held else alloc_page(memory, ctx)
     if new < 0:
         memory.vmstat.add("pgpromote_fence_fail")
         memory.cram.promote_fail += 1
